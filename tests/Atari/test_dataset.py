@@ -1,4 +1,4 @@
-"""Which data is trained on, windows of it, and what an observation is."""
+"""Training data, windows, and observations."""
 
 import gzip
 import shutil

@@ -1,4 +1,4 @@
-"""The games as the agent meets them: pictures, buttons that are pressed for it, seeds, ends, many at once."""
+"""The games as the agent plays them: pictures, automatic button presses, seeds, ends, many at once."""
 
 import gymnasium
 import numpy as np
@@ -37,7 +37,7 @@ def play(env, actions, seed=0):
 
 
 def area_mean(picture):
-    """Every row divided into 84, and the mean of as many as fall into a new one; then every column."""
+    """Divide every row into 84 parts and take the mean of each; then the same for columns."""
     for _ in range(2):
         rows = len(picture)
         picture = np.repeat(picture.astype(np.float64), 84, axis=0).reshape(84, rows, -1).mean(axis=1).T
@@ -106,7 +106,7 @@ def test_pictures_equal_the_emulator(breakout):
 
 
 def test_the_published_opening(breakout):
-    """Against the default: the first picture repeated, two presses of FIRE, and both pictures where a life is lost."""
+    """Unlike the default: the first picture repeated, FIRE pressed twice, both pictures when a life is lost."""
     published = AtariEnv("Breakout", opening="published")
     quiet = AtariEnv("Breakout", noops=30)
     quiet.console.switch_on(int(np.random.default_rng(5).integers(1, 31)))

@@ -1,4 +1,4 @@
-"""The evaluation protocol: which episodes, what is asked for, how scores are counted."""
+"""The evaluation protocol: episodes, target returns, how scores are counted."""
 
 import numpy as np
 import pytest
@@ -77,7 +77,7 @@ def test_actions_are_sampled_by_default(monkeypatch):
         FrozenVectorEnv, "step", lambda self, actions: seen.append(actions.copy()) or step(self, actions)
     )
     model = model_of(BREAKOUT)
-    torch.nn.init.zeros_(model.head.project.weight)  # all actions are as probable
+    torch.nn.init.zeros_(model.head.project.weight)  # all actions are equally probable
     taken = {}
     for name, options in (("greedy", {"greedy": True}), ("drawn", {}), ("again", {}), ("other", {"seed": 1})):
         seen.clear()
@@ -90,7 +90,7 @@ def test_actions_are_sampled_by_default(monkeypatch):
 
 @pytest.mark.parametrize(("clip", "expected"), [(False, [100, 93, 93, 89, 90, 90]), (True, [100, 99, 99, 98, 99, 99])])
 def test_every_point_reduces_the_return_to_go(clip, expected, monkeypatch):
-    """As the environment counts them, or clipped as in the data; those that are reported are unclipped."""
+    """As the environment counts them, or clipped as in the data; reported returns are unclipped."""
     asked = []
     model = model_of(BREAKOUT)
     encode = model.encoder.encode_rtg

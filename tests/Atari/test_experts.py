@@ -1,4 +1,4 @@
-"""The scripted players: they play well, as well every time, and worse with noise."""
+"""The scripted players: they play well, the same every time, and worse with noise."""
 
 import numpy as np
 import pytest
@@ -91,7 +91,7 @@ def test_a_player_is_a_function_of_its_generator(breakout, pong, noise):
 def test_noise_is_the_share_of_random_actions(pong, monkeypatch):
     monkeypatch.setattr(PongPlayer, "_choose", lambda self, console: 0)
     _, actions, _ = episode(pong, noise=0.3, steps=600)
-    assert 0.2 < np.mean(np.array(actions) != 0) < 0.3  # a sixth of the random ones is 0 as well
+    assert 0.2 < np.mean(np.array(actions) != 0) < 0.3  # a sixth of the random ones is 0, too
     _, actions, _ = episode(pong, noise=1.0, steps=600)
     assert set(actions) == set(range(6))
     assert set(episode(pong, noise=0.0, steps=50)[1]) == {0}

@@ -1,4 +1,4 @@
-"""Our own data: what the files hold, that they do not depend on the processes, and what becomes of interruptions."""
+"""Our own data: content of the files, independence of the number of processes, and interruptions."""
 
 import functools
 
@@ -44,7 +44,7 @@ def made(tmp_path_factory):
 
 
 def test_file_contains_the_played_steps(made):
-    """Its actions, taken again in the environment, give its pictures, rewards and lives."""
+    """Replaying its actions in the environment gives its pictures, rewards and lives."""
     data = content(made)
     file = TrajectoryFile(made, observation_shape=(1, 84, 84), observation_dtype="uint8", num_actions=4)
     assert file.num_steps == 400 and file.num_episodes > 2

@@ -24,7 +24,7 @@ from tests.atari_runs import only_run, random_play, train
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A finished run of Breakout that saw returns as a share of the one asked for; its data is gone."""
+    """A finished run of Breakout with returns scaled by the target return; its data is gone."""
     folder = tmp_path_factory.mktemp("inference")
     data = random_play(folder / "data.h5")
     assert train(folder, "--epochs", "1", "--return_scale", "none", "--use_argmax", "true") == 0
@@ -133,7 +133,7 @@ def test_videos_show_whole_episodes(run, tmp_path, monkeypatch):
     monkeypatch.setattr(video, "write_video", write)
     infer("--checkpoint", run, "--episodes", 2, "--max_steps", 9, "--video", 2, "--pictures", tmp_path)
     assert [entry[2] for entry in shown] == [f"return_180_seed_{2**31 + number}.mp4" for number in range(2)]
-    # The first picture, one after each step, and a second of the last one.
+    # The first picture, one after each step, and the last one for a second.
     assert all(entry[0] == 10 + 15 and entry[1][1:] == (320, 3) and entry[1][0] > 420 for entry in shown)
     assert {entry[3] for entry in shown} == {15}
 
@@ -169,7 +169,7 @@ def test_incomplete_runs_are_reported(run, tmp_path, capsys):
 
 
 def test_checkpoint_without_run_needs_game_flag(run, tmp_path, capsys):
-    """As a converted one is."""
+    """Like a converted checkpoint."""
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     (copy / "config.yaml").unlink()

@@ -1,4 +1,4 @@
-"""The tables of results, from runs that are there already."""
+"""The tables of results, from existing runs."""
 
 import json
 from pathlib import Path

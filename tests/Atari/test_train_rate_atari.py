@@ -1,4 +1,4 @@
-"""The command: what its flags mean, what it trains on, what it leaves behind, interruptions, and mistakes."""
+"""The command: what its flags mean, its data, its output, interruptions, and mistakes."""
 
 import json
 import re
@@ -27,7 +27,7 @@ from tests import commands
 from tests.atari_runs import NO_EVALUATION, TINY, only_run, places, random_play, train
 from tests.interruptions import STOPPED, assert_same, newest_state, outcome, stopped_after
 
-# As people have always typed them.
+# The published spellings.
 COMMANDS = {
     "Breakout": "python3 Atari/train_rate_atari.py --game Breakout --num_mem_tokens 15 --mem_len 360 --n_head_ca 1 --mrv_act 'relu' --skip_dec_ffn --seed 123",  # noqa: E501
     "Qbert": "python3 Atari/train_rate_atari.py --game Qbert --num_mem_tokens 15 --mem_len 360 --n_head_ca 1 --mrv_act 'relu' --skip_dec_ffn --seed 123",  # noqa: E501
@@ -125,7 +125,7 @@ def test_run_directory_has_all_documented_files(here, capsys):
 
 
 def test_decay_ends_after_the_published_share(here):
-    """2 epochs of 3: from there the learning rate stays at its floor; published, it rose again."""
+    """2 epochs of 3: after that the learning rate stays at its minimum; in the published code it rose again."""
     assert train(here, "--epochs", "3", "--decay_epochs", "2", "--epoch_batches", "none", "--batch_size", "16",
                  "--log_every", "1", *NO_EVALUATION) == 0  # fmt: skip
     run = only_run(here)

@@ -1,4 +1,4 @@
-"""What the tests of Memory Maze share: the package, where it is there and can draw."""
+"""Shared by the tests of Memory Maze: the package, if it is installed and can draw."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from RATE_model.errors import UserError
 
 @pytest.fixture(scope="session")
 def tasks():
-    """The package's tasks. Tests that want it are skipped where packages are missing or nothing can draw."""
+    """The package's tasks. Tests that use it are skipped if packages or graphics are missing."""
     try:
         return maze_tasks()
     except UserError as error:

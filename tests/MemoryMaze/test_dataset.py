@@ -1,4 +1,4 @@
-"""Memory Maze data: what the options ask for, where it is looked for, Dreamer's episodes, windows."""
+"""Memory Maze data: options, where files are searched, Dreamer's episodes, windows."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -98,8 +98,8 @@ def test_data_from_flag_then_wandb_config_then_own(tmp_path, capsys):
 
 
 def dreamer(folder: Path, name: str = "image", *, first: bool = False, steps: int = STEPS) -> Path:
-    """A folder with two episodes of T + 1 rows: picture, one-hot action that led to it, reward; the first row's action
-    is none, or with ``first`` an action like any other."""
+    """A folder with two episodes of T + 1 rows: picture, one-hot action that led to it, reward. The first row has no
+    action, or with ``first`` an ordinary one."""
     folder.mkdir()
     for seed in range(2):
         observations, actions, rewards = episode(seed, steps)
@@ -156,7 +156,7 @@ def test_causal_alignment_is_the_published_pairing(tmp_path):
 
 @pytest.mark.parametrize(("layout", "alignment"), [("chunks", "causal"), ("chunks", "replay"), ("pydreamer", "causal")])
 def test_chunks_of_several_episodes_are_split(tmp_path, layout, alignment):
-    """Three files of 25 rows, cut out of episodes of 10; every picture, action and reward tells its episode."""
+    """Three files of 25 rows, cut from episodes of 10; every picture, action and reward encodes its episode."""
     step = np.arange(75)
     number, folder = step // 10, tmp_path / layout
     folder.mkdir()

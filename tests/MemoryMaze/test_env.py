@@ -1,4 +1,4 @@
-"""One maze and many: the package's own pictures and rewards, seeds, ends, views, and what goes wrong."""
+"""One maze and many: the package's own pictures and rewards, seeds, ends, views, and errors."""
 
 import contextlib
 import gc
@@ -49,7 +49,7 @@ def mazes():
 
 
 def play(env, seed, actions=TURNS):
-    """First picture and all that follow, with rewards and ends."""
+    """All pictures, rewards and ends of an episode."""
     steps = [(env.reset(seed=seed)[0].tobytes(), 0.0, False)]
     for action in actions:
         observation, reward, terminated, truncated, _ = env.step(action)
@@ -59,7 +59,7 @@ def play(env, seed, actions=TURNS):
 
 
 def test_pictures_rewards_and_state_equal_the_package(tasks, maze):
-    """The planner touches its second ball of seed 0 within 70 steps, and walls on the way."""
+    """With seed 0, the planner touches its second ball within 70 steps, and walls on the way."""
     stock = tasks.memory_maze_9x9(seed=0, global_observables=True)
     ours, planner, total = maze(9, privileged=True), Planner(np.random.default_rng(0)), 0.0
     observation, info = ours.reset(seed=0)
@@ -113,7 +113,7 @@ def test_deleted_maze_leaves_textures_of_others(maze):
 
 @drawn
 def test_mazes_render_beside_other_renderers(tasks, maze):
-    """Such as gymnasium's MuJoCo, whose OpenGL context takes the place of ours in this thread, and goes."""
+    """Such as Gymnasium's MuJoCo, whose OpenGL context replaces ours in this thread and is then destroyed."""
     from mujoco import GLContext
 
     env = maze()
@@ -151,7 +151,7 @@ def test_views_for_people(maze):
     np.testing.assert_array_equal(env.reset(seed=1)[0], plain.reset(seed=1)[0])  # a larger buffer, the same picture
     agent, top = env.render(), env.render("top")
     assert agent.shape == top.shape == (256, 256, 3) and (agent != top).mean() > 0.5
-    # The agent's view is what it sees, four times as large; the border tells the target from all sides.
+    # The agent's view is its observation, four times as large; all sides of the border show the target.
     observation = env.step(FORWARD)[0].transpose(1, 2, 0)
     small = env.render().reshape(64, 4, 64, 4, 3).mean(axis=(1, 3))
     assert np.abs(small - observation).mean() < 6
@@ -163,7 +163,7 @@ def test_views_for_people(maze):
 
 @drawn
 def test_render_mode_is_set_at_creation(maze, mazes):
-    """`gymnasium.make` wraps it, and wrappers take no argument of `render`."""
+    """`gymnasium.make` wraps it, and the wrappers' `render` takes no argument."""
     with contextlib.closing(gymnasium.make("MemoryMaze-9x9-v0", render_mode="rgb_array", view="top")) as env:
         env.reset(seed=1)
         plain, many = maze(render_mode="rgb_array"), mazes(1, workers=0, render_mode="rgb_array", view="top")
@@ -248,7 +248,7 @@ def test_dead_process_is_reported_and_none_is_left(mazes):
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """`maze_tasks` as in a process that has not looked yet, without a choice of the user's."""
+    """`maze_tasks` as in a new process, without a setting by the user."""
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     return graphics.maze_tasks.__wrapped__
 

@@ -1,4 +1,4 @@
-"""The evaluation protocol: seeds, names, what the agent is asked for, memory, other players."""
+"""The evaluation protocol: seeds, names, target returns, memory, other players."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def play(model, *, episodes, target_return=18.1, seed=0, transform_memory=None, 
 
 @pytest.fixture
 def actors(monkeypatch):
-    """The options of every actor, and every return-to-go it shows: (options, [(B,), ...])."""
+    """The options of every actor, and every return-to-go that it uses: (options, [(B,), ...])."""
     made = []
 
     class Recorded(Actor):
@@ -52,7 +52,7 @@ def actors(monkeypatch):
 
 @pytest.fixture
 def giving(monkeypatch):
-    """Mazes that are not drawn, and give a ball at every step."""
+    """Mazes without pictures that give a ball at every step."""
     made = []
 
     class Giving:

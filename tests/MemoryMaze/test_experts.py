@@ -1,4 +1,4 @@
-"""The players: what they can see, that they act on nothing else, and that they find the balls."""
+"""The players: what they can see, that they use nothing else, and that they find the balls."""
 
 import contextlib
 
@@ -47,9 +47,9 @@ def situation(maze, place, direction, balls, target=0):
 
 
 def walk(player, maze, place, balls, steps, hidden=None):
-    """Let a player act for some steps, with motions alike those of the game; yields its situation, action and touches.
+    """Let a player act for some steps, with movements like those of the game; yields its situation, action and touches.
 
-    ``hidden`` is given every situation and returns the one that the player is shown instead.
+    ``hidden`` receives every situation and returns the one that the player sees instead.
     """
     place, angle, forward, left, target = np.array(place, dtype=float), 0.3, 0.0, 0.0, 0
     for _ in range(steps):
@@ -71,7 +71,7 @@ def walk(player, maze, place, balls, steps, hidden=None):
 
 
 def test_view_contains_cells_in_line_of_sight():
-    """From the west end of the corridor in the third row, looking east along it, and round its last corner."""
+    """From the west end of the corridor in the third row, looking east along it and around its last corner."""
     seen = look(layout(), np.array([5.5, 6.5]), EAST, np.array([[8.5, 6.5], [5.5, 3.5], [1.0, 8.0]]))
     nothing = ["- - - - - - - - -"]
     assert drawing(seen.free).split("\n") == 2 * nothing + ["- - - - - x x x x", "- - - - - - - - x"] + 5 * nothing
@@ -90,8 +90,8 @@ def test_view_contains_cells_in_line_of_sight():
         ((2.5, 5.5), WEST, (4.5, 5.5), False),  # behind
         ((2.5, 5.5), NORTH, (4.5, 5.5), False),  # beside
         ((2.5, 5.5), EAST, (4.5, 4.0), True),  # 37 degrees off
-        ((2.5, 5.5), EAST, (4.3, 4.0), False),  # 40 degrees off, under the border
-        ((0.5, 0.5), EAST, (8.5, 0.5), False),  # farther than a ball can be told
+        ((2.5, 5.5), EAST, (4.3, 4.0), False),  # 40 degrees off, covered by the border
+        ((0.5, 0.5), EAST, (8.5, 0.5), False),  # too far to recognise a ball
         ((0.5, 0.5), EAST, (8.3, 0.5), True),
         ((5.5, 4.5), NORTH, (7.5, 6.5), False),  # behind a wall
     ],
@@ -117,7 +117,7 @@ def test_sight_depends_only_on_visible_cells():
 
 
 def test_explorer_uses_only_what_it_has_seen():
-    """Where cells or balls it never saw differ, it does the same; a player that knows them does not."""
+    """If only cells or balls that it never saw differ, it does the same; a player that knows them does not."""
     rng, balls = np.random.default_rng(1), [(8.5, 0.5), (0.5, 8.5), (2.5, 3.5)]
 
     def elsewhere(player):
@@ -127,7 +127,7 @@ def test_explorer_uses_only_what_it_has_seen():
             if hasattr(player, "free"):
                 free, walls, found = free | player.free, walls | player.walls, found | player.balls
             maze = np.where(free | walls, info["maze_layout"], rng.random((9, 9)) < 0.5)
-            # A ball that was moved must not come into view: outside the maze no line of sight leads to it.
+            # A ball that was moved must not come into view: outside the maze it is never visible.
             moved = np.where(found[:, None], info["targets_pos"], -5.0)
             return {**info, "maze_layout": maze, "targets_pos": moved}
 
@@ -147,7 +147,7 @@ def test_explorer_uses_only_what_it_has_seen():
 
 
 def test_explorer_walks_straight_to_known_balls():
-    """The first round takes it all over the maze; the planner needs no such round."""
+    """Its first round leads all over the maze; the planner needs none."""
     balls = [(8.5, 0.5), (0.5, 8.5), (2.5, 3.5)]
     times = {}
     for kind in EXPERTS:
@@ -161,7 +161,7 @@ def test_explorer_walks_straight_to_known_balls():
 
 
 def test_cells_seen_from_afar_are_searched():
-    """The whole corridor is seen from its end, but no ball at the other."""
+    """From its end the whole corridor is visible, but no ball at the other end."""
     maze = np.zeros((15, 15), dtype=bool)
     maze[7] = True
     assert look(maze, np.array([0.5, 7.5]), EAST, np.array([[13.5, 7.5]])).free[7].all()
@@ -184,14 +184,14 @@ def test_paths_avoid_walls_and_end_at_the_goal():
     assert points[2.5, 0.5] == 0 and points[4.5, 0.5] == pytest.approx(2 - REACH, abs=0.1)
     assert 2.8 - REACH < points[0.5, 2.5] < 4.2 - REACH
     assert not ways.reachable(np.array([2.5, 2.5])) and ways.reachable(np.array([0.5, 4.5]))
-    # Along the western side, where no corner is near, the way leads south.
+    # Along the western side, where no corner is near, the path leads south.
     assert ways.heading[20, 4] == pytest.approx(-np.pi / 2, abs=0.3)
     assert Pilot().choose(ways, np.array([0.5, 3.5]), np.array([0.0, -1.0])) == 1
     assert Pilot().choose(ways, np.array([0.5, 3.5]), np.array([1.0, -1.0]) / 2**0.5) in (3, 5)
 
 
 def test_perturbed_player_walks_to_balls_drawn_at_random():
-    """The ball asked for lies to the west of a player that stands in a long corridor, the other one to the east."""
+    """The target ball is west of a player in a long corridor, the other one east."""
     corridor = np.zeros((9, 9), dtype=bool)
     corridor[4] = True
     still = situation(corridor, (4.5, 4.5), (0.0, 1.0), [(0.5, 4.5), (8.5, 4.5)])
@@ -207,7 +207,7 @@ def test_perturbed_player_walks_to_balls_drawn_at_random():
         changes += sum(one != other for one, other in zip(lures, lures[1:], strict=False))
         steps += len(lures) - 1
     assert np.mean(began) == pytest.approx(0.3, abs=0.1), "in half of its spells the ball drawn is the one asked for"
-    # Of two spells in a row, with shares 0.4 unled, 0.3 and 0.3, 0.66 differ.
+    # Two periods in a row, with shares 0.4 unperturbed, 0.3 and 0.3, differ with probability 0.66.
     assert changes / steps == pytest.approx(0.66 / PERTURBATION_STEPS, rel=0.3)
 
 
@@ -242,7 +242,7 @@ def test_players_find_a_ball_in_the_game(kind, steps):
 @pytest.mark.usefixtures("tasks")
 @pytest.mark.parametrize("seed", [1_000_163, 1_000_128])
 def test_the_explorer_does_not_get_stuck(seed):
-    """At a wall that it faces; and where it has searched the nearer of two places, meant to go to the other."""
+    """At a wall that it faces; and, having searched the nearer of two places, on its way to the other."""
     with contextlib.closing(UnrenderedMaze(privileged=True)) as maze:
         _, info = maze.reset(seed=seed)
         player, total = expert("explorer", np.random.default_rng([seed, 1]), 0.0), 0.0

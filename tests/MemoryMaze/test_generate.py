@@ -1,4 +1,4 @@
-"""Recorded play: what stands beside what, that it depends on nothing but the recipe, interruptions, and mistakes."""
+"""Recorded play: alignment of arrays, dependence on the recipe only, interruptions, and mistakes."""
 
 import contextlib
 
@@ -17,13 +17,13 @@ QUICK = Recipe(9, 12, ("explorer:0.3:1", "planner:0:1"), perturbation=0.5)
 
 @pytest.fixture
 def small_parts(tasks, monkeypatch):
-    """Two episodes a part."""
+    """Two episodes per part."""
     monkeypatch.setattr(generating, "PART", 2)
 
 
 @pytest.fixture(scope="module")
 def recording(tasks, tmp_path_factory):
-    """A file of four episodes that one process made."""
+    """A file of four episodes made by one process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generating, "PART", 2)
         return generate(QUICK, 4, tmp_path_factory.mktemp("recording") / "data.h5", workers=1)
@@ -45,7 +45,7 @@ def assert_same_content(one, other):
 
 
 def test_actions_are_aligned_with_their_pictures(recording):
-    """Played again in a game of the episode's seed, the actions give the pictures that follow and their own rewards."""
+    """Replayed in a game with the episode's seed, the actions give the recorded pictures and rewards."""
     file = TrajectoryFile(recording, observation_shape=(3, 64, 64), observation_dtype="uint8", num_actions=6)
     assert file.lengths.tolist() == [12] * 4
     with h5py.File(recording) as raw, contextlib.closing(MemoryMazeEnv(privileged=True)) as game:

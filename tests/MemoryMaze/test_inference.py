@@ -30,7 +30,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def played(monkeypatch):
-    """What would have been played: options. The model finds 3 and more balls, less without memory, others 9."""
+    """Recorded options of evaluations. The model finds 3 or more balls, fewer without memory, other players 9."""
     asked = []
 
     def play(self, evaluation, acting, *, twins=False):
@@ -126,7 +126,7 @@ def test_page_has_every_run_and_plays_each_once(played, tmp_path, monkeypatch, c
     setting.write_text(to_yaml(ENVIRONMENT.read_config([*TINY, "--data_path", str(data)])))
 
     def tiny(argv):
-        """With the tiny setting in place of the shipped one."""
+        """With the tiny setting instead of the shipped one."""
         return [str(setting) if word.endswith("config_fast.yaml") else word for word in argv]
 
     class Tiny(type(reproduce.STUDY)):

@@ -1,4 +1,4 @@
-"""The command: what its flags mean, what it trains on, what it leaves behind, interruptions, and mistakes."""
+"""The command: what its flags mean, its data, its output, interruptions, and mistakes."""
 
 import json
 import re
@@ -31,7 +31,7 @@ from tests.small_models import rate_agent
 
 HERE = Path(train_mem_maze.__file__).parent
 
-# As people have always typed them.
+# The published spellings.
 SCRIPT = "python3 -W ignore MemoryMaze/MemoryMaze_src/train_mem_maze.py"
 COMMANDS = {
     "RATE": f"{SCRIPT} --model_mode 'RATE' --arch_mode 'TrXL' --ckpt_folder 'RATE' --text 'RATE' --nmt 5 --mem_len 300 --n_head_ca 2 --mrv_act 'relu' --skip_dec_attn",  # noqa: E501
@@ -60,7 +60,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def played(monkeypatch) -> list:
-    """Nothing is played; what would have been is noted. The results are made up."""
+    """Nothing is played, but arguments are recorded; results are made up."""
     asked = []
 
     def play(self, evaluation, acting, *, twins=False):
@@ -181,7 +181,7 @@ def test_windows_flag_selects_published_windows(tmp_path):
 
 
 def test_interruption_anywhere_changes_nothing(data, tmp_path):
-    """An epoch draws from all windows again, and so does one that is continued."""
+    """Every epoch draws from all windows, and so does a resumed one."""
     flags = (*NO_EVALUATION, "--epochs", "3")
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     for batch in (1, 2):

@@ -27,7 +27,7 @@ def test_script_runs_from_any_folder_with_processes(tmp_path):
 
 
 def test_workers_end_when_the_collector_is_killed():
-    """Workers inherit its output pipe, which stays open while one of them lives."""
+    """Workers inherit the command's output pipe, which stays open as long as one of them lives."""
     code = (
         "import time\n"
         "from MinigridMemory.MinigridMemory_src.dataset import DataOptions\n"

@@ -90,7 +90,7 @@ def test_content_does_not_depend_on_the_number_of_processes(small, tmp_path):
         assert other_attributes == attributes and others.keys() == arrays.keys()
         for name, values in arrays.items():
             np.testing.assert_array_equal(others[name], values)
-    assert DATA.open(paths[0]).attributes["dropped"]["failed"] > 0  # those that noise spoilt
+    assert DATA.open(paths[0]).attributes["dropped"]["failed"] > 0  # those that failed because of noise
     assert (DATA.open(paths[0]).returns_to_go()[DATA.open(paths[0]).starts] > 0).all()
 
 
@@ -105,7 +105,7 @@ def test_failures_are_kept_if_requested(small, flaw):
 
 
 def test_lengths_are_filtered_and_the_rest_counted(small, monkeypatch):
-    monkeypatch.setattr(collecting, "PATIENCE", 60)  # in a row: it is not used up by fewer between two that are kept
+    monkeypatch.setattr(collecting, "PATIENCE", 60)  # in a row: every kept episode resets the count
     path = DATA.ensure(small(size=21, min_steps=20, max_steps=26))
     file = DATA.open(path)
     assert file.lengths.min() == 20 and file.lengths.max() == 26
@@ -137,7 +137,7 @@ def test_file_names_contain_all_settings(small):
     changes = [{"size": 11}, {"corridor": "fixed"}, {"min_steps": 3}, {"max_steps": 90}, {"cap": 95}, {"noise": 0.1}]
     changes += [{"wrong_arm": 0.1}, {"guess": 0.1}, {"trajectories": 40}, {"preset": "published_31"}]
     assert len({DATA.path(small(**change)) for change in changes} | {base}) == len(changes) + 1
-    assert DATA.path(small(preset="clean_41")) == base  # replaced in all that differs
+    assert DATA.path(small(preset="clean_41")) == base  # replaced in everything that differs
     assert DATA.path(small(corridor="random", cap=96, max_steps=96)) == base
     assert DATA.path(DataOptions()).parts[-3:-1] == ("MinigridMemory", "MinigridMemory_data")
 
@@ -186,7 +186,7 @@ def test_existing_files_stay_and_unwritable_folders_are_reported(small, tmp_path
     with pytest.raises(UserError, match="exists; add --overwrite true"):
         generate(small().selection(), path)
     generate(small().selection(), path, overwrite=True)
-    monkeypatch.setattr(collecting, "_collect", None)  # not even begun
+    monkeypatch.setattr(collecting, "_collect", None)  # not even started
     with pytest.raises(UserError, match="is not a directory"):
         generate(small().selection(), path / "inner" / "x.h5")
     with pytest.raises(UserError, match="is a directory"):
@@ -227,14 +227,14 @@ def test_long_episodes_are_left_out_and_counted(small, capsys):
         load_windows(paths, size=5)
     for part in ("nothing to train on", "none of 41 episodes has at most 5 steps", "7 to 13", "--segments"):
         assert part in str(error.value)
-    # A second file may be all too long.
+    # All episodes of a second file may be too long.
     other = [DATA.ensure(small(size=21, min_steps=20))]
     training, validation = load_windows([*paths, *other], size=14)
     assert len(training) + len(validation) == 41 and "41 of 82 episodes" in capsys.readouterr().out
 
 
 def published_files(folder, episodes, *, floats):
-    """What the published collector leaves: a directory for each file, and the file beside it."""
+    """The published collector's output: a directory for each file, and the file beside it."""
     for number in range(episodes):
         env = MinigridMemoryEnv(9)
         observation, _ = env.reset(seed=number)
@@ -284,7 +284,7 @@ def test_published_files_are_converted_once(small, tmp_path, capsys, floats):
     assert DATA.ensure(options) == path and capsys.readouterr().out == ""
     training, validation = load_windows([path], size=96)
     assert len(training) == 11 and len(validation) == 1
-    with pytest.raises(UserError, match="at most 2 steps"):  # the published loader dropped them without a word
+    with pytest.raises(UserError, match="at most 2 steps"):  # the published loader silently dropped them
         load_windows([path], size=2)
 
 

@@ -32,7 +32,7 @@ RECORDED = Path(__file__).parents[1] / "data" / "minigrid_layouts.npz"  # see to
 
 
 def busy_actions(rng, count):
-    """Random, but mostly forward, so that the whole maze is visited."""
+    """Random actions, mostly forward, so that the whole maze is visited."""
     return rng.choice([LEFT, RIGHT, FORWARD], size=count, p=[0.15, 0.15, 0.7])
 
 
@@ -56,7 +56,7 @@ def walk_to_an_arm(env, maze, *, right_one):
 
 @pytest.mark.parametrize(("size", "random_length"), [(7, True), (7, False), (13, True), (31, True), (31, False)])
 def test_random_walks_match_minigrid(size, random_length):
-    """Frames, rewards and ends on the same seeds and actions; the frames are drawn there, looked up here."""
+    """Equal frames, rewards and ends. Minigrid draws the frames, this environment looks them up."""
     rng = np.random.default_rng(size)
     env, plain = MinigridMemoryEnv(size, random_length=random_length, max_steps=845), plain_maze(size, random_length)
     ends = set()
@@ -194,7 +194,7 @@ def test_episode_is_determined_by_its_seed():
     plain.reset(seed=3)
     np.testing.assert_array_equal(layout, plain.grid.encode())
     drawn = {tuple(int(v) for v in env._maze.success_pos) for _ in range(20) if env.reset() is not None}
-    assert len(drawn) > 5  # without a seed, another maze each time
+    assert len(drawn) > 5  # without a seed, a different maze each time
     layouts = MinigridMemoryVectorEnv(100, 13)
     layouts.reset(seed=np.array(EVALUATION_SEEDS))
     assert EVALUATION_SEEDS == tuple(range(100)) and 30 < (layouts.cues == "key").sum() < 70
@@ -237,7 +237,7 @@ def test_published_layouts_follow_the_same_rules():
 
 
 def test_observations_belong_to_the_caller():
-    """Writing into one changes neither the next nor the cached pictures."""
+    """Writing to an observation changes neither the next one nor the cached pictures."""
     env = MinigridMemoryEnv(13)
     observation, _ = env.reset(seed=0)
     kept = observation.copy()

@@ -1,4 +1,4 @@
-"""The evaluation protocol: caps, names, many sizes at once, the expert beside, twins."""
+"""The evaluation protocol: caps, names, many sizes at once, the expert for comparison, twins."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from tests.small_models import K, small_model
 
 
 class Experts:
-    """Stands in for `Actor`: one expert per row, shown the mazes themselves. A transform acts on the cues."""
+    """Replaces `Actor`: one expert per row, which sees the mazes themselves. A transform changes the cues."""
 
     def __init__(self, model, batch_size, target_return, *, transform_memory=None, **options) -> None:
         self.experts = [Expert(np.random.default_rng([row, EXPERT_STREAM])) for row in range(batch_size)]
@@ -234,7 +234,7 @@ def test_twins_differ_only_in_the_cue(monkeypatch):
 
 
 def test_exchanged_memories_reduce_a_perfect_agent_to_guessing(experts):
-    """Intact, it is always right."""
+    """With intact memory, it is always right."""
     model = small_model(spec=SPEC)
     intact = play(model, [21], episodes=60, twins=True)[21]
     assert len(intact.returns) == 120 and (intact.last_rewards > 0).all()

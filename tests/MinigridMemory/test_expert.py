@@ -35,7 +35,7 @@ def test_the_published_cap_is_too_short_for_large_mazes():
 
 
 def test_expert_episode_is_reproducible_from_its_seed():
-    """Played again from the recorded actions; the same alone and among others."""
+    """Replayed from the recorded actions; the same alone and together with others."""
     flaws = Flaws(noise=0.2, wrong_arm=0.3, guess=0.3)
     episodes = play(13, range(20), max_steps=40, flaws=flaws)
     env = MinigridMemoryEnv(13, max_steps=40)
@@ -66,7 +66,7 @@ def test_the_cue_is_remembered_over_the_horizon():
 
 @pytest.mark.parametrize("noise", [0.1, 0.3, 0.6])
 def test_expert_recovers_from_noise(noise):
-    """It always finds an arm, the wrong one only if a random action entered it."""
+    """It always finds an arm, and the wrong one only after a random action."""
     result = play(21, range(150), max_steps=NEVER, flaws=Flaws(noise=noise))
     assert all(episode.terminated for episode in result)
     success = np.mean([episode.success for episode in result])
@@ -90,7 +90,7 @@ def test_expert_tracks_its_position():
 
 
 def test_expert_tells_room_from_fork():
-    """In the smallest maze, much of a noisy walk is in the room, off the corridor's row."""
+    """In the smallest maze, much of a noisy walk is in the room, outside the corridor's row."""
     episodes = play(7, range(600), max_steps=2000, flaws=Flaws(noise=0.4))
     assert all(episode.terminated for episode in episodes) and max(episode.steps for episode in episodes) < 120
 
@@ -106,7 +106,7 @@ def test_wrong_arms_and_guesses():
     perfect = play(21, range(400), max_steps=NEVER)
     lengths = [np.mean([episode.steps for episode in episodes]) for episodes in (guessed, perfect)]
     assert lengths[0] < 0.7 * lengths[1], "a guess saves the way to the room"
-    # From every fourth start of the smallest maze the cue is in sight: it is not used. Either object is guessed.
+    # From every fourth start of the smallest maze the cue is visible, but not used: both objects are guessed.
     for cue in ("key", "ball"):
         small = play(7, range(800), max_steps=NEVER, flaws=Flaws(guess=1.0))
         assert 0.43 < np.mean([episode.success for episode in small if episode.cue == cue]) < 0.57

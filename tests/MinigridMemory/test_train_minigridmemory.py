@@ -1,4 +1,4 @@
-"""The command: what its flags mean, what it trains on, what it leaves behind, interruptions, and mistakes."""
+"""The command: what its flags mean, its data, its output, interruptions, and mistakes."""
 
 import json
 import re
@@ -44,7 +44,7 @@ from tests.small_models import rate_agent
 HERE = Path(train_minigridmemory.__file__).parent
 K = 5  # steps of a segment in the tiny setting
 
-# As people have always typed them.
+# The published spellings.
 SCRIPT = "python3 MinigridMemory/MinigridMemory_src/train_minigridmemory.py"
 COMMANDS = {
     "RATE": f"{SCRIPT} --model_mode 'RATE' --arch_mode 'TrXL' --ckpt_folder 'RATE' --text 'RATE' --nmt 15 --mem_len 180 --n_head_ca 1 --mrv_act 'relu' --skip_dec_attn",  # noqa: E501
@@ -67,7 +67,7 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> tuple[str, str]:
-    """Flags for a folder that holds the tiny data already."""
+    """Flags for a folder that already contains the tiny data."""
     flags = "--data_dir", str(tmp_path_factory.mktemp("data"))
     DATA.ensure(ENVIRONMENT.read_config([*TINY, *flags]).data)
     return flags
@@ -216,7 +216,7 @@ def test_flags_set_sizes_and_actions(monkeypatch):
 # --- interruptions ---
 
 
-# Flags, and behind how many batches from each start the run is stopped: in the middle of epochs and at their edges.
+# Flags, and the batches after which each start is stopped: within epochs and between them.
 RUNS = {
     "short epochs": (("--epochs", "3", "--epoch_batches", "2"), (1, 1, 1, 2)),
     # No stage is solved: 3 batches of two segments, 3 of three, and the annealing.

@@ -1,4 +1,4 @@
-"""MuJoCo data: tasks, finding, episodes, windows, normalisation, and what is wrong with a file."""
+"""MuJoCo data: tasks, finding files, episodes, windows, normalisation, and invalid files."""
 
 import os
 import subprocess
@@ -132,7 +132,7 @@ def test_without_timeouts_episodes_end_after_1000_steps(tmp_path, length, tail):
 
 
 def levelled(lengths, dropped=0):
-    """Steps whose first feature and reward are the number of their episode; the last ``dropped`` of each left out."""
+    """Steps whose first feature and reward are the number of their episode, without the last ``dropped`` of each."""
     made = episodes(HOPPER, lengths)
     for number, episode in enumerate(made):
         episode["observations"][:, 0] = episode["rewards"][:] = number
@@ -239,7 +239,7 @@ def test_training_and_validation_share_no_episode(tmp_path):
 
     training, validation = set(episode_of(data.training)), set(episode_of(data.validation))
     assert not training & validation and training | validation == set(range(40))
-    assert len(training) == 31  # of 41: the tail was for training
+    assert len(training) == 31  # of 41: the rest was for training
     assert data.validation.windows[:, 2].sum() == data.file.lengths[list(validation)].sum()
     assert len(data.training) == data.file.lengths[list(training)].sum()
 

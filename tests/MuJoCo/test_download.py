@@ -183,7 +183,7 @@ def test_existing_bad_file_is_reported_and_kept(server, content, folder, capsys)
 def test_missing_file_on_server_does_not_stop_others(server, content, folder, capsys):
     server.files[NAME] = content
     assert run(folder, server.url, "hopper-expert", "hopper-medium", tries=3) == 2
-    assert names(folder) == [NAME] and len(server.requests) == 2  # 404 is not tried again
+    assert names(folder) == [NAME] and len(server.requests) == 2  # 404 is not retried
     error = capsys.readouterr().err
     assert "404" in error and "1 of 2 files are missing or bad: hopper_expert-v2.hdf5" in error
 
@@ -252,7 +252,7 @@ def test_a_file_of_another_size_is_not_loaded(server, content, folder, recorded,
 
 
 def test_a_changed_byte_is_found(server, content, folder, recorded, capsys):
-    """In the numbers, where it is as good data as before."""
+    """In the numbers, where it is still valid data."""
     place = content.rindex(np.float32(episodes(HOPPER, [40] * 20)[3]["rewards"][5]).tobytes())
     changed = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
     server.files[NAME] = changed

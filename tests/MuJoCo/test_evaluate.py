@@ -109,7 +109,7 @@ def reference(model, normalisation: Normalisation, seed: int, target: float, *, 
             _, memory = one_segment(model, parts, memory)
             rtg = target if renew else rtg
         shown.append(normalisation.apply(observation))
-        acted.append(np.zeros(3, np.float32))  # not known yet, and not seen
+        acted.append(np.zeros(3, np.float32))  # not known yet, and not visible
         asked.append(np.float32(rtg))
         first = max(0, step - K + 1) if window else step - step % K
         parts = tuple(torch.as_tensor(np.stack(part[first:]))[None] for part in (shown, acted, asked))
@@ -123,7 +123,7 @@ def reference(model, normalisation: Normalisation, seed: int, target: float, *, 
 @pytest.mark.parametrize("renew", [False, True], ids=["", "target renewed"])
 @torch.no_grad()
 def test_episodes_equal_a_plain_loop(window, renew):
-    """Float32 differs in the last bit, and falling is chaotic: episodes of 20 to 30 steps are still the same."""
+    """Float32 results differ in the last bit, and falling is chaotic; episodes of 20 to 30 steps are still equal."""
     model, plain = hopper_model(), hopper_model(normalisation=None)
     played = play(model, episodes=3, window=window, reset_target=renew)
     for row, seed in enumerate(ENVIRONMENT.seeds(3)):

@@ -1,4 +1,4 @@
-"""Our own data, from PPO on a tiny budget: what is in the files, and what is kept, repeated and resumed."""
+"""Our own data, from PPO on a tiny budget: content of the files, and what is kept, repeated and resumed."""
 
 import sys
 

@@ -145,7 +145,7 @@ def test_videos_show_whole_episodes(run, tmp_path, monkeypatch):
     steps = json.loads((tmp_path / "out.json").read_text())["results"]["1"]["length_MEAN"]
     assert [name for *_, name, _ in shown] == [f"return_3600_seed_{2**31 + number}.mp4" for number in range(2)]
     (fps,), frames = {rate for *_, rate in shown}, sum(count for count, *_ in shown)
-    assert fps == 25 and 2 * (steps + 125) / 5 <= frames <= 2 * ((steps + 125) / 5 + 2)  # and a second of the end
+    assert fps == 25 and 2 * (steps + 125) / 5 <= frames <= 2 * ((steps + 125) / 5 + 2)  # and the end for a second
 
 
 def test_missing_display_error_names_what_to_install(monkeypatch):
@@ -157,7 +157,7 @@ def test_missing_display_error_names_what_to_install(monkeypatch):
     pictures.choose_renderer()
     assert pictures.os.environ["MUJOCO_GL"] == "osmesa"
     monkeypatch.setattr(offscreen, "backend", lambda: None)
-    pictures.choose_renderer()  # it was told
+    pictures.choose_renderer()  # it was printed
 
     class Broken:
         def render(self) -> None:

@@ -1,4 +1,4 @@
-"""The command: what its flags mean, what it trains on, what it leaves behind, interruptions, and mistakes."""
+"""The command: what its flags mean, its data, its output, interruptions, and mistakes."""
 
 import json
 import re
@@ -30,7 +30,7 @@ from tests.mujoco_runs import NO_EVALUATION, TINY, only_run, places, random_play
 
 HOPPER_MEDIUM = 6
 
-# As people have always typed it.
+# The published spelling.
 COMMAND = "python3 MuJoCo/train_rate_mujoco_ca.py --env_id 0 --number_of_segments 3 --segment_length 20 --num_mem_tokens 5 --n_head_ca 1 --mrv_act 'relu' --skip_dec_ffn --seed 123"  # noqa: E501
 PUBLISHED = RATEConfig(
     n_layer=3, n_head=1, d_model=128, d_head=128, d_inner=128, context_length=20, num_mem_tokens=5, n_head_ca=1,
@@ -114,7 +114,7 @@ def test_run_directory_has_all_documented_files(here, capsys):
 
 
 def test_dropout_stays_on_after_an_evaluation(here, monkeypatch):
-    """The published code evaluated at iteration 0 and trained without dropout from there."""
+    """The published code evaluated at iteration 0, and from then on trained without dropout."""
     modes, train_batch = [], Trainer.train_batch
 
     def look(trainer, batch):

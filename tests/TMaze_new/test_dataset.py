@@ -21,7 +21,7 @@ from TMaze_new.TMaze_new_src.env import EVALUATION_SEEDS, RIGHT, TMazeEnv, goals
 
 
 def generate(options, segments, *, overwrite=False):
-    """The file of episodes of this many segments, made now."""
+    """A newly made file of episodes of this many segments."""
     one = options.only(segments)
     DATA.make(one, DATA.path(one), overwrite=overwrite)
     return DATA.path(one)
@@ -67,7 +67,7 @@ def test_seeds_are_distinct_balanced_and_not_evaluation_seeds(options):
         assert goals_of_seeds(seeds[-1]).sum() == 0
     assert len(np.unique(np.concatenate(seeds))) == 1500
     assert np.min(seeds) >= 1_000_000 > 10_000 > max(EVALUATION_SEEDS)
-    # The next file's begin at twice the first; as many are drawn as far as chance leads, which is less far for more.
+    # The next file's seeds start at twice the first. How many are used depends on chance.
     assert balanced_seeds(FIRST_SEED, 9000).max() - FIRST_SEED < 9000 * FIRST_SEED / MAX_TRAJECTORIES
     assert goals_of_seeds(balanced_seeds(1_000_000, 5)).tolist() == [1, -1, 1, -1, 1]
 
@@ -95,7 +95,7 @@ def test_ensure_makes_only_what_is_missing(options, capsys):
 
 
 def test_data_files_are_shared_between_tasks(tmp_path, capsys):
-    """Their observations have other sizes than the passive T-Maze's."""
+    """Their observations differ in size from those of the passive T-Maze."""
     options = DataOptions(
         task="multi-cue", bits=2, context_length=10, min_n_final=2, max_n_final=2, trajectories=6, data_dir=tmp_path
     )
@@ -178,7 +178,7 @@ def test_bad_flags_are_named(tmp_path, capsys, flags, message):
 
 
 def test_junctions_occur_at_any_step_of_last_segment(options):
-    """With `corridors="any"`: every length that needs exactly S segments, the same for up and down."""
+    """With `corridors="any"`: every length that needs exactly S segments, the same lengths for up and down."""
     drawn = DataOptions(**vars(options) | {"corridors": "any", "trajectories": 400})
     for segments in (1, 2, 3):
         path = generate(drawn, segments)
@@ -226,7 +226,7 @@ def write_published(path, segments: int, steps: int, *, episodes: int = 12, **ch
 
 
 def test_published_pickles_are_read(tmp_path, capsys):
-    """As the published loader pairs them: the last observation has no action, and returns-to-go are the file's."""
+    """Pairs as in the published loader: the last observation has no action; returns-to-go are the file's."""
     for segments in (1, 2):
         name = f"new_tmaze_data_segment_{segments}_multiplier_6_hint_steps_1_desired_reward_1.0_win_only_True"
         write_published(tmp_path / f"{name}_segment_length_5.pickle", segments, 5)

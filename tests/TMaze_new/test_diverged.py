@@ -26,7 +26,7 @@ def without_pictures(monkeypatch):
 
 
 def refused(capsys, *arguments) -> str:
-    """The one-line error that refuses to train."""
+    """The one-line error of a command that refuses to train."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         train(*arguments)
@@ -36,7 +36,7 @@ def refused(capsys, *arguments) -> str:
 
 
 def assert_valid(run: Path) -> None:
-    """All JSON is JSON, and every checkpoint is finite."""
+    """All JSON files are valid JSON, and all checkpoints are finite."""
 
     def never(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
@@ -51,7 +51,7 @@ def assert_valid(run: Path) -> None:
 
 @pytest.mark.parametrize("flags", [(), ("--epochs", "1", "--epoch_batches", "1"), ("--epoch_batches", "1")])
 def test_overflowing_weights_are_not_saved(tmp_path, capsys, flags):
-    """In the first steps, in the very last one, and in the one before a checkpoint."""
+    """At the first steps, the very last one, and the one before a checkpoint."""
     message = refused(capsys, tmp_path, "--learning_rate", "1e39", "--warmup_steps", "0", *flags)
     assert "not finite" in message and "No checkpoint was saved yet" in message and "lower --learning_rate" in message
     assert find_checkpoint(only_run(tmp_path) / "checkpoints") is None
@@ -102,7 +102,7 @@ def changed(dictionary: dict, **changes) -> dict:
     return {name: value for name, value in (dictionary | changes).items() if value is not None}
 
 
-# How the content of a whole checkpoint is spoilt, and whether the model can still act.
+# Ways to damage the content of an intact checkpoint, and whether the model can still act.
 FORGERIES = {
     "noise for weights": (lambda w, s: dict(weights=b"noise"), False),
     "noise for the state": (lambda w, s: dict(state=b"noise"), False),
@@ -146,7 +146,7 @@ def test_unusable_content_is_refused_in_one_line(stopped, capsys, name):
         if acts or name in ("no spec", "a number for a configuration"):
             state = load_checkpoint(path)[1]
             assert isinstance(state, dict)
-        if name not in ("no spec", "a number for a configuration"):  # training has its own
+        if name not in ("no spec", "a number for a configuration"):  # training has its own errors
             assert path.name in refused(capsys, stopped, "--resume", "auto")
         with pytest.raises(SystemExit) as stop:
             inference_tmaze.main(["--checkpoint", str(run), "--lengths", "9", "--episodes", "2", "--device", "cpu"])
@@ -201,7 +201,7 @@ def test_output_to_open_file_or_pipe(stopped, tmp_path, capsys):
 
 
 def test_diverged_training_continues_with_the_suggested_flags(stopped, tmp_path, capsys):
-    """Under another name; changes are printed and recorded, and the first run stays unchanged."""
+    """Under another name. Changes are printed and recorded, and the first run stays unchanged."""
     run = only_run(stopped)
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     advised = ["--learning_rate", "0.0001", "--warmup_steps", "5", "--resume", str(run), "--text", "calmer"]

@@ -127,10 +127,10 @@ def test_noise_is_uniform_and_streams_differ():
     shares = [(noise == value).mean() for value in (-1, 0, 1)]
     assert sum(shares) == 1 and np.allclose(shares, 1 / 3, atol=0.005)
     assert len(np.unique(noise, axis=0)) == 1000
-    # Neither in time nor between neighbouring seeds does one value tell the next.
+    # A value predicts neither the next one in time nor that of the next seed.
     assert abs(np.corrcoef(noise[:, :-1].ravel(), noise[:, 1:].ravel())[0, 1]) < 0.01
     assert abs(np.corrcoef(noise[:-1].ravel(), noise[1:].ravel())[0, 1]) < 0.01
-    # A function of (seed, step): any step directly, also a far one.
+    # A function of (seed, step): any step can be computed directly, however far away.
     assert observation_noise(keys[[7, 7]], np.array([150, 10**9])).tolist() == [noise[7, 150], plain_noise(7, 10**9)]
 
 
@@ -161,7 +161,7 @@ def test_partial_reset_leaves_the_other_rows():
         before = mazes.step(np.full(3, RIGHT))
     mask = np.array([False, True, False])
     observations, info = mazes.reset(seed=[0, 77, 0], options={"reset_mask": mask})
-    assert before[0][:, 2].tolist() == [1, 1, 1]  # at the junction, which no later observation repeats
+    assert before[0][:, 2].tolist() == [1, 1, 1]  # at the junction; no later observation repeats it
     np.testing.assert_array_equal(observations[~mask], before[0][~mask])
     assert info["x"].tolist() == [2, 0, 2]
     fresh, _ = TMazeEnv(2).reset(seed=77)

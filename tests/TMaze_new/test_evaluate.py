@@ -115,7 +115,7 @@ def test_the_options_reach_the_actor(acting):
 
 @pytest.mark.parametrize("mode", ["RATE", "DTXL"])
 def test_result_of_a_length_does_not_depend_on_others(mode):
-    """With a real model that acts at random except for its seedless decisions."""
+    """With a real, untrained model."""
     model = small_model(mode, spec=SPEC, seed=3)
     together = success_by_length(model, [9, 4, 20], episodes=6)
     for length in (9, 4, 20):

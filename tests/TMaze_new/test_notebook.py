@@ -17,7 +17,7 @@ NOTEBOOK = Path("TMaze_new/TMaze_new_notebooks/plot_attention_maps.ipynb")
 
 @pytest.fixture
 def no_run(tmp_path, monkeypatch):
-    """No run is named, and nothing of the kernel is written into the user's home."""
+    """No run is given, and the kernel writes nothing into the user's home directory."""
     quiet_home(tmp_path, monkeypatch)
     monkeypatch.delenv("RATE_RUN", raising=False)
 
@@ -26,7 +26,7 @@ def test_notebook_is_stored_without_outputs():
     assert_without_outputs(ROOT / NOTEBOOK)
 
 
-# A run that is over at once; whether its memory matters is seen by those with time for the whole.
+# A run that ends at once; only a full run shows whether its memory matters.
 SHORT = {
     "--anneal_batches 60 ": "--stage_batches 1 --anneal_batches 1 --eval_episodes 2 ",
     "--max_n_final 5 --trajectories 400 ": "--max_n_final 2 --trajectories 40 ",

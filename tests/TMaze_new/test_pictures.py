@@ -1,4 +1,4 @@
-"""Recorded episodes are the played ones, and pictures suit the model."""
+"""Recorded episodes are the ones that were played, and pictures match the model."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ from TMaze_new.TMaze_new_src.spec import SPEC
 
 
 class Expert(Actor):
-    """Acts as the optimal policy does; what the model would choose is ignored."""
+    """Acts like the optimal policy, and ignores the model's choice."""
 
     def act(self, observations, rewards=None):
         observations = torch.as_tensor(observations)

@@ -31,7 +31,7 @@ from tests.tmaze_runs import BATCHES_PER_EPOCH, MODES, TINY, only_run, places, t
 from TMaze_new.TMaze_new_src import train_tmaze
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# Saves after every epoch; unlike TINY, which does so after the first and second only.
+# Saves after every epoch; TINY only does so after the first and the second.
 EVERY_EPOCH = ("--ckpt_epoch", "1", "--log_every", "1")
 CURRICULA = {
     "false": (),
@@ -60,13 +60,13 @@ def kill_behind_a_save(folder: Path, *flags: str) -> None:
 
 
 def outcome(folder: Path) -> dict:
-    """Everything that the run in a folder leaves, except for its times."""
+    """Everything that the run in a folder writes, except for times."""
     return interruptions.outcome(only_run(folder))
 
 
 @lru_cache
 def uninterrupted(folder: Path, flags: tuple[str, ...]) -> dict:
-    """The outcome of a run in one go."""
+    """The outcome of an uninterrupted run."""
     folder = folder / str(abs(hash(flags)))
     assert train(folder, *flags) == 0
     return outcome(folder)
@@ -85,7 +85,7 @@ def assert_same(folder: Path, shared: Path, flags: tuple[str, ...]) -> None:
 
 
 def test_interruption_anywhere_changes_nothing(tmp_path, shared):
-    """In the first batch, in the middle of an epoch, at the edge of one, shortly before the end."""
+    """In the first batch, in the middle of an epoch, between two epochs, shortly before the end."""
     flags = MODES["RATE"]
     for batch in (1, 2, BATCHES_PER_EPOCH - 3, 3, 4):
         stop_after(batch, tmp_path, *flags)
@@ -144,7 +144,7 @@ def test_kill_after_any_checkpoint_changes_nothing(tmp_path, shared, curriculum)
 
 
 def test_kill_during_last_save_leaves_no_extra_checkpoint(tmp_path, shared, monkeypatch):
-    """The newest checkpoint is complete; the one that it replaces is still there."""
+    """The newest checkpoint is complete, and the one that it replaces still exists."""
     last = uninterrupted(shared, EVERY_EPOCH)["state"]["trainer"]["step"]
 
     def die(directory: Path, step: int, keep: int) -> None:
@@ -248,7 +248,7 @@ def test_run_with_only_damaged_checkpoints_is_not_restarted(tmp_path, capsys):
     assert newest.exists()
 
 
-# --- finished runs, and others' ---
+# --- finished runs, and runs of others ---
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path, shared):
@@ -309,7 +309,7 @@ def test_run_can_be_resumed_from_another_folder(tmp_path, shared):
 
 @contextmanager
 def full_disk(place: str) -> Iterator[None]:
-    """Leave room for half of the data to be written to a place of the run."""
+    """Leave room for only half of the data that is written to a path of the run."""
     write, append, lines = atomic.write_durably, tracking._append, itertools.count(1)
 
     def write_half(path: Path, data: bytes) -> None:
@@ -350,7 +350,7 @@ def test_full_disk_is_reported_and_loses_nothing(tmp_path, shared, capsys, place
 
 @contextmanager
 def signal_in(target: str, call: int, number: int) -> Iterator[None]:
-    """The signal comes during the Nth call of a function from here."""
+    """The signal comes during the Nth call of a function, counted from now."""
     owner, name = target.rsplit(".", 1)
     owner = pkgutil.resolve_name(owner)
     function, calls = getattr(owner, name), itertools.count(1)

@@ -1,4 +1,4 @@
-"""T-Maze's tasks from the command line: data, training, inference, and what does not go together."""
+"""T-Maze's tasks from the command line: data, training, inference, and incompatible flags."""
 
 import json
 
@@ -22,7 +22,7 @@ LENGTH = 13
 
 
 class Oracle:
-    """Plays by the environments' own knowledge; with `wrong`, every turn of these rows is the wrong one."""
+    """Plays with what only the environments know; in the rows of `wrong`, every turn is wrong."""
 
     def __init__(self, chains, wrong=False):
         self.chains, self.wrong = chains, wrong

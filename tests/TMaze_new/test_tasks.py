@@ -1,4 +1,4 @@
-"""The tasks that distinguish memories: their rules by a plain walk, twins, horizons, experts, the Gymnasium side."""
+"""The tasks that distinguish memories: rules against a plain implementation, twins, horizons, experts, Gymnasium."""
 
 import json
 import warnings
@@ -26,7 +26,7 @@ HINT, FLAG, COLOUR, NAMES = 0, 1, 3, slice(3, None)
 
 
 def told(task, observations, actions, junction):
-    """The side that the observations up to a junction, and the actions before it, tell: what an agent can know."""
+    """The side given by the observations up to a junction and the actions before it, which an agent can know."""
     at = np.flatnonzero(observations[:, FLAG])[junction]
     seen = observations[:at]
     if task == "multi-cue":

@@ -24,7 +24,7 @@ from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
 
 HERE = Path(train_tmaze.__file__).parent
 
-# As people have always typed them.
+# The published spellings.
 COMMANDS = {
     "RATE": "python3 TMaze_new/TMaze_new_src/train_tmaze.py --model_mode 'RATE' --arch_mode 'TrXL' --curr 'false' --ckpt_folder 'RATE_max_3' --max_n_final 3 --text 'RATE_max_3' --nmt 5 --mem_len 0 --n_head_ca 4 --mrv_act 'relu' --skip_dec_attn",  # noqa: E501
     "DT": "python3 TMaze_new/TMaze_new_src/train_tmaze.py --model_mode 'DT' --arch_mode 'TrXL' --curr 'false' --ckpt_folder 'DT' --max_n_final 3 --text 'DT_max_3' --nmt 0 --mem_len 0 --n_head_ca 0 --mrv_act 'no_act'",  # noqa: E501

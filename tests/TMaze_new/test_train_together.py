@@ -14,14 +14,14 @@ from tests.interruptions import assert_same, outcome
 from tests.tmaze_runs import only_run, train
 from TMaze_new.TMaze_new_src import environment
 
-# Random numbers besides those of dropout, and much to interrupt.
+# Random numbers in addition to dropout's, and many points of interruption.
 FLAGS = ("--action_noise", "0.1", "--epochs", "4", "--ckpt_epoch", "1", "--log_every", "1")
 STOPPED = {number: 128 + number for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def without_pictures():
-    """They take longer than everything else."""
+    """They take longest."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(environment.TMaze, "draw_run", lambda *arguments, **options: None)
         yield
@@ -85,7 +85,7 @@ def test_resuming_with_another_number_of_processes_is_noted(tmp_path, capfd):
 @pytest.mark.slow
 @pytest.mark.parametrize("curriculum", [("--curr", "true"), "--curr adaptive --streak 3 --stage_batches 9".split()])
 def test_curricula_take_the_same_steps_with_three_processes(tmp_path, curriculum):
-    """Three share 16 trajectories, and what is left in an epoch's last batch."""
+    """Three processes share 16 trajectories, and the rest in an epoch's last batch."""
     flags = (*curriculum, "--dropout", "0", "--epochs", "2", "--log_every", "1", "--anneal_batches", "6")
     found = []
     for size in (1, 3):

@@ -1,4 +1,4 @@
-"""What the tests of ViZDoom share: a cache that is not the user's, graphics that are there, games that are closed."""
+"""Shared by the tests of ViZDoom: a cache apart from the user's, available graphics, games that are closed."""
 
 import os
 
@@ -16,20 +16,20 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def graphics_that_are_there():
-    """These tests, and no others, play with the installed graphics by default: the published ones may not be here."""
+    """Only these tests play with the installed graphics by default, because the published ones may be missing."""
     from RATE_model.cli import training
     from VizDoom.VizDoom_src import scenario
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(scenario.GRAPHICS, "published", "installed")
-        training._usual.cache_clear()  # default configurations, which name the graphics
+        training._usual.cache_clear()  # cached default configurations, which contain the graphics
         yield
     training._usual.cache_clear()
 
 
 @pytest.fixture
 def published_graphics(monkeypatch):
-    """The graphics of a variant are the real ones; skips where the published ones are not here."""
+    """Use a variant's real graphics; skips if the published ones are missing."""
     from VizDoom.VizDoom_src import graphics, scenario
 
     if not (os.environ.get(graphics.VARIABLE) or graphics.PLACE.exists()):

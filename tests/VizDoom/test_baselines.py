@@ -1,4 +1,4 @@
-"""Players without a model: what they are told, how they play, what is kept of it."""
+"""Players without a model: what they know, how they play, which results are cached."""
 
 import sys
 
@@ -21,7 +21,7 @@ QUICK = ("random", "always red")
 
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path, monkeypatch):
-    """Nothing is known of earlier tests."""
+    """Forget the results of earlier tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
@@ -51,7 +51,7 @@ def test_baselines_get_the_colour_only_if_allowed():
 
 
 def test_baselines_play_the_evaluation_episodes(game, monkeypatch):
-    """The expert with the full view against a plain loop; who always prefers red is that expert where red is right."""
+    """The expert with the full view against a plain loop. Always preferring red equals it in red episodes."""
     found = play_baselines(workers=1, **SHORT)
     assert list(found) == list(PLAYERS)
     seeds, is_red = evaluation_seeds(12)

@@ -1,4 +1,4 @@
-"""ViZDoom data: the command, files and their seeds, going on after an interruption, published files, loading."""
+"""ViZDoom data: the command, files and their seeds, continuing after an interruption, published files, loading."""
 
 import signal
 import subprocess
@@ -25,12 +25,12 @@ from VizDoom.VizDoom_src.seeds import GREEN_SEEDS, RED_SEEDS
 
 SCRIPT = Path(__file__).resolve().parents[2] / "VizDoom" / "VizDoom_src" / "dataset.py"
 FLAWS = ["--noise", "0.2", "--perturbation", "0.4"]
-HERE = ("--graphics", "installed")  # of a process of its own; see conftest.py
+HERE = ("--graphics", "installed")  # of this session; see conftest.py
 QUICK = Recipe(Scenario(), 12, "limited", 0.2, 0.4)
 
 
 def content(path):
-    """All arrays of a file but their checksums, and its attributes."""
+    """All arrays of a file except the checksums, and its attributes."""
     with h5py.File(path) as file:
         arrays = {}
         file.visititems(lambda name, item: arrays.update({name: item[:]}) if isinstance(item, h5py.Dataset) else None)
@@ -113,7 +113,7 @@ def test_interrupted_generation_continues(tmp_path, monkeypatch, capsys):
 
 
 def test_killed_generation_leaves_no_process_and_continues(tmp_path):
-    """The command with two processes, killed in the middle and started again; compared with one that was not."""
+    """The command with two processes, killed in the middle and started again, compared with an uninterrupted one."""
     psutil = pytest.importorskip("psutil")
     flags = ["--episodes", "60", "--steps", "12", *FLAWS, *HERE, "--workers", "2", "--output", "data.h5"]
     run = subprocess.Popen([sys.executable, SCRIPT, *flags], cwd=tmp_path)
@@ -152,7 +152,7 @@ def test_ctrl_c_ends_the_command_at_once(tmp_path):
 
 
 def test_episodes_that_end_early_are_dropped_and_counted(tmp_path, capsys):
-    """A player that acts at random lives for some 190 steps."""
+    """A random player lives for about 190 steps."""
     path = tmp_path / "data.h5"
     main(["--episodes", "10", "--steps", "190", "--noise", "1", "--workers", "1", "--output", str(path)])
     file = DATA.open(path)
@@ -171,7 +171,7 @@ def test_impossible_selection_is_an_error(tmp_path, monkeypatch):
 
 
 def published_folder(folder, lengths, **changes):
-    """Files like the published collector's, of these lengths; returns their observations."""
+    """Write files like the published collector's, of these lengths; returns their observations."""
     folder.mkdir()
     rng, all_observations = np.random.default_rng(0), []
     for number, steps in enumerate(lengths):
@@ -188,7 +188,7 @@ def published_folder(folder, lengths, **changes):
 
 
 def test_files_of_several_episodes_are_split(tmp_path):
-    """The colour is that of the step; one for the whole file is refused."""
+    """Every step needs its colour; a single one for the whole file is refused."""
     folder, last = tmp_path / "several", np.isin(np.arange(12), [3, 8, 11])
     folder.mkdir()
     number = np.cumsum(np.append(0, last[:-1]))
@@ -268,7 +268,7 @@ def test_given_data_is_read_or_refused(tmp_path):
 
 
 def test_data_of_another_scenario_is_refused(tmp_path):
-    """Evaluations would play another game than the data shows."""
+    """Otherwise evaluations would play a different game."""
     clear = Scenario("clear", pillar_steps=7, pillar=False)
     path = generate(Recipe(clear, 5, "limited", 0.0), 10, tmp_path / "data.h5", workers=1)
     message = (
@@ -278,7 +278,7 @@ def test_data_of_another_scenario_is_refused(tmp_path):
     with pytest.raises(UserError, match=message):
         DATA.ensure(DataOptions(data_path=path))
     assert DATA.ensure(DataOptions(data_path=path, scenario=clear)) == path
-    with h5py.File(path, "a") as file:  # another source's file does not tell
+    with h5py.File(path, "a") as file:  # files from other sources do not record it
         del file["checksums"]
         for name in asdict(clear):
             del file.attrs[name]

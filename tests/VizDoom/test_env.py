@@ -1,4 +1,4 @@
-"""One game and many: pictures, determinism, ends, engines that die, what is left behind."""
+"""One game and many: pictures, determinism, ends, engines that die, nothing left over."""
 
 import hashlib
 import os
@@ -37,7 +37,7 @@ def engines():
 
 
 def play(env, seed, actions):
-    """First observation and all that follow, rewards, ends and health, as a list of tuples."""
+    """All observations, rewards, ends and health of an episode, as a list of tuples."""
     observation, info = env.reset(seed=seed)
     steps = [(observation.tobytes(), 0.0, False, False, info["is_red"], info["health"])]
     for action in actions:
@@ -47,7 +47,7 @@ def play(env, seed, actions):
 
 
 def slow_bilinear(image, height, width):
-    """One pixel after the other, in Python's integers."""
+    """Pixel by pixel, in Python integers."""
 
     def taps(place, size, target):
         centre = (place + 0.5) * (size / target) - 0.5
@@ -80,7 +80,7 @@ def test_resize_equals_the_published_one_bit_for_bit():
 
 @pytest.mark.skipif(vizdoom.__version__ != "1.3.2", reason="the pictures of this version were compared")
 def test_pictures_equal_the_original(game):
-    """Of this digest's steps and others: frames equal to those of a scenario proven equal to the original's."""
+    """Digests of frames of a scenario that was shown to equal the original."""
     env, digest = game(), hashlib.sha256()
     for seed in (2, 0):
         digest.update(env.reset(seed=seed)[0].tobytes())
@@ -91,7 +91,7 @@ def test_pictures_equal_the_original(game):
 
 @pytest.mark.parametrize("variant", ["published", "clear"])
 def test_an_episode_is_a_function_of_its_seed(game, variant):
-    """Whatever was played before, in another engine, and whether surroundings are told."""
+    """Whatever was played before, in another engine, and with or without `surroundings`."""
     first, second = game(Scenario(variant)), game(Scenario(variant), privileged=True)
     actions = ACTIONS * 14
     expected = play(first, 7, actions)
@@ -203,7 +203,7 @@ def test_dead_engine_is_replaced_once(game):
     assert env.step(FORWARD)[1:4] == (0.0, False, True)
     assert play(env, 5, actions) == expected  # a reset starts another engine
     _kill_engine_of(env)
-    assert play(env, 5, actions) == expected  # also where the engine died between episodes
+    assert play(env, 5, actions) == expected  # also if the engine died between episodes
 
 
 def _kill_engine_of(env):
@@ -218,7 +218,7 @@ def _kill_engine_of(env):
     [("#!/bin/sh\nexit 3\n", "no message"), ("#!/bin/sh\nexec /nowhere/{{}}\n", "not found"), ("nothing", "")],
 )
 def test_engine_that_does_not_start_is_an_error(game, tmp_path, monkeypatch, script, said):
-    """By itself it would end this very process."""
+    """Alone, it would end this process."""
     monkeypatch.setattr("VizDoom.VizDoom_src.launcher._SCRIPT", script)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     env = game()
@@ -236,7 +236,7 @@ def test_engine_that_does_not_start_is_an_error(game, tmp_path, monkeypatch, scr
     ],
 )
 def test_engine_that_cannot_restart_is_an_error(tmp_path, when, said):
-    """That it did, in this process or another one, says nothing about the next start."""
+    """That one started before, in this process or another, does not mean that the next one will."""
     code = (
         "import pathlib, sys, psutil\n"
         "from RATE_model.errors import UserError\n"
@@ -278,7 +278,7 @@ def test_missing_launcher_is_an_error(game, tmp_path, monkeypatch):
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="an engine learns of a death by setpriv")
 @pytest.mark.parametrize("alive", [True, False])
 def test_engines_do_not_outlive_their_owner(tmp_path, alive):
-    """One that was killed while the launcher runs."""
+    """An engine that was killed while the launcher runs."""
     script, started = tmp_path / "launcher.sh", tmp_path / "started"
     script.write_text(launcher._SCRIPT.format(engine="touch"))
     script.chmod(0o755)
@@ -288,7 +288,7 @@ def test_engines_do_not_outlive_their_owner(tmp_path, alive):
 
 
 def test_no_processes_or_files_are_left(tmp_path):
-    """No file in the working directory, no engine: after close, an exception, the end of the program, a kill."""
+    """No file and no engine remains after close, an exception, the end of the program, or a kill."""
     code = (
         "import sys, os\n"
         "from VizDoom.VizDoom_src.env import VizDoomTwoColorsEnv\n"
@@ -304,7 +304,7 @@ def test_no_processes_or_files_are_left(tmp_path):
         program = subprocess.Popen(
             [sys.executable, "-c", code, how],
             cwd=tmp_path,
-            env=environment | ({"PATH": path} if path else {}),  # without one there is no `setpriv`
+            env=environment | ({"PATH": path} if path else {}),  # `setpriv` may be missing
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -335,7 +335,7 @@ def test_closing_ends_the_engine(game):
     assert env.reset(seed=0)[1]["health"] == 92
     del running
     (running,) = engines()
-    env._engine = None  # what is no longer referred to is ended too
+    env._engine = None  # games without references end too
     psutil.wait_procs([running], timeout=60)
     assert not engines()
 
@@ -363,7 +363,7 @@ def test_gymnasium_makes_and_accepts_it():
 
 
 def test_many_games_are_single_games(game, games, monkeypatch):
-    """On the same seeds and actions; finished games stay as they are whatever they are told, and take no step."""
+    """With the same seeds and actions. Finished games ignore actions and take no step."""
     seeds, limits = [3, 2, 0, 5], 12
     rng = np.random.default_rng(0)
     actions = rng.integers(5, size=(20, 4))
@@ -381,7 +381,7 @@ def test_many_games_are_single_games(game, games, monkeypatch):
     pictures = envs.render()
     assert len(pictures) == 4 and pictures[0].shape == (*SCREEN, 3)
     monkeypatch.setattr("VizDoom.VizDoom_src.engine.Engine.act", None)
-    envs.step(actions[0])  # no engine was asked
+    envs.step(actions[0])  # no engine was called
     with pytest.raises(ValueError, match="integers"):
         envs.step(np.zeros(4))
     with pytest.raises(ValueError, match="0 and 4"):
@@ -431,7 +431,7 @@ def test_closed_or_missing_games_are_reported(games):
 
 
 def test_gymnasium_plays_games_in_separate_processes():
-    """Each of its processes has an engine, which ends with it."""
+    """Each process has an engine, which ends with it."""
     envs = gymnasium.make_vec("VizDoomTwoColors-v0", num_envs=2, vectorization_mode="async", max_steps=2)
     observations, infos = envs.reset(seed=[2, 0])
     assert observations.shape == (2, *OBSERVATION_SHAPE) and infos["is_red"].tolist() == [True, False]
@@ -445,7 +445,7 @@ def test_gymnasium_plays_games_in_separate_processes():
 
 
 class SpinningActor:
-    """Stands in for a model's actor: turns left in the first game, right in the second, and so on."""
+    """Replaces a model's actor: turns left in the first game, right in the second, and so on."""
 
     def __init__(self, count):
         self.rows = np.arange(count)

@@ -1,4 +1,4 @@
-"""The evaluation protocol: seeds, colours, names, what acting gives, twins, engines that die."""
+"""The evaluation protocol: seeds, colours, names, acting, twins, engines that die."""
 
 import sys
 from dataclasses import asdict, replace
@@ -46,7 +46,7 @@ def same(one: Played, other: Played) -> bool:
 
 @pytest.fixture
 def acted(monkeypatch) -> list[list[int]]:
-    """The actions of every step that is acted, all rows."""
+    """The actions of every step, in all rows."""
     actions = []
 
     class Recorded(Actor):
@@ -157,10 +157,10 @@ def test_episodes_are_played_in_groups(acted, monkeypatch):
 
 
 def test_an_episode_ends_with_the_players_death():
-    """A model that never moves dies when the floor has taken all."""
+    """A model that never moves dies when the floor has used up its health."""
     model = small_model("DT", spec=SPEC)
     with torch.no_grad():
-        model.head.project.weight.zero_()  # all actions are equal: the first, to the left
+        model.head.project.weight.zero_()  # all actions are equally probable: the first one, turn left
     played = play(model, episodes=2, max_steps=400, slide=4)
     assert played.episodes.lengths.tolist() == [192] * 2 and played.lifetimes.tolist() == [382] * 2
     assert played.episodes.returns == pytest.approx(192 * 0.02)
@@ -206,7 +206,7 @@ def test_twins_are_one_layout_with_either_colour(acted):
     assert len(played.episodes.returns) == 4 and played.is_red.tolist() == [True, False] * 2
     assert all(len(row) == 4 for row in acted), "no row is dropped: the transform compares neighbours"
     own = play(model, scenario=scenario, **SHORT)
-    rows = [0, 3]  # the colours that the seeds have without twins
+    rows = [0, 3]  # the colours of the seeds without twins
     assert played.episodes.returns[rows].tolist() == own.episodes.returns.tolist()
     with pytest.raises(UserError, match="twins need --variant clear"):
         play(model, twins=True, **SHORT)
@@ -228,7 +228,7 @@ def test_memories_of_twins_can_be_exchanged(acted):
 
 
 def dying(monkeypatch, calls: set[int]) -> None:
-    """Engines die at these steps, counted over all of them from 1."""
+    """Engines die at these steps, counted over all engines from 1."""
     act, count = Engine.act, [0]
 
     def act_or_die(self, action):

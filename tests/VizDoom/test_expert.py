@@ -1,4 +1,4 @@
-"""The scripted player: how well it plays, what it may know, its noise."""
+"""The scripted player: its returns, what it may know, its noise."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def returns(game, view, *, noise=0.0, perturbation=0.0, seeds=range(1_000_000, 1
 
 
 def test_expert_is_as_strong_as_published_policy(game):
-    """That one has 4.42 to 4.49 in 90 steps, random play 2.15; with the full view about 4.8 is possible."""
+    """Published data has 4.42 to 4.49 in 90 steps, random play 2.15; the full view allows about 4.8."""
     limited, full = returns(game, "limited"), returns(game, "full")
     assert 3.8 < limited.mean() < full.mean() and full.mean() > 4.3
     assert returns(game, "limited", noise=0.5).mean() < limited.mean()
@@ -48,7 +48,7 @@ def test_expert_with_full_view_lives_long(game):
         ((-128.0, -200.0), FORWARD),
         ((-328.0, -200.0), LEFT_FORWARD),
         ((72.0, -200.0), RIGHT_FORWARD),
-        ((-178.0, -398.0), LEFT),  # near and aside: turn first
+        ((-178.0, -398.0), LEFT),  # near and to the side: turn first
         ((-128.0, -700.0), RIGHT),  # behind
     ],
 )
@@ -63,7 +63,7 @@ def test_limited_view_expert_knows_only_what_it_sees():
         assert action(around(right=[place]), view="limited") == search
         assert action(around(right=[place]), view="full") != search
         assert action(around(right=[(-128.0, -300.0), place]), view="limited") == FORWARD
-    # A wrong item is felt when it is close, and seen when it is before the eyes.
+    # A wrong item is noticed when it is close, or in view.
     blocked = around(right=[(-128.0, -300.0)], wrong=[(-128.0, -380.0)])
     assert action(blocked, view="limited") != FORWARD
 
@@ -71,7 +71,7 @@ def test_limited_view_expert_knows_only_what_it_sees():
 def test_expert_avoids_wrong_items_and_pillar():
     target = (-128.0, 100.0)
     assert action(around(right=[target]), view="full") == FORWARD
-    close = (-128.0, -168.0)  # just before the pillar
+    close = (-128.0, -168.0)  # just in front of the pillar
     assert action(around(right=[target], position=close), view="full") == FORWARD
     assert action(around(right=[target], position=close, pillar=True), view="full") != FORWARD
     assert PILLAR == (-128.0, -128.0)
@@ -91,7 +91,7 @@ def test_player_without_noise_is_the_expert():
 
 
 def flawed_actions(episodes, seen, **flaws):
-    """What was done, and what the expert would have done: two (episodes, 40). After more steps it would feel stuck."""
+    """Executed actions and the expert's own: two (episodes, 40). After more steps it would seem to be stuck."""
     players = [PerturbedExpert(np.random.default_rng(number), view="full", **flaws) for number in range(episodes)]
     return np.array([[player.act(seen) for _ in range(40)] for player in players]).transpose(2, 0, 1)
 
@@ -113,7 +113,7 @@ def test_perturbed_player_targets_wrong_items_for_a_while():
 
 
 def test_expert_adapts_to_executed_actions():
-    """How fast it turns depends on how long it has turned: it must not believe that it did what it would have done."""
+    """Turning speeds up over time, so the expert has to use the executed actions, not those it would have chosen."""
     told, flawless = Expert("full"), Expert("full")
     for _ in range(5):
         told.choose(around(right=[(0.0, -300.0)]))
@@ -123,7 +123,7 @@ def test_expert_adapts_to_executed_actions():
 
 
 def test_expert_gives_up_unreachable_target():
-    """It walks and stays where it is: after 45 steps it goes elsewhere for 25, then to another item."""
+    """It walks without moving: after 45 steps it goes elsewhere for 25, then to another item."""
     expert = Expert("full")
     there = around(right=[(-128.0, -300.0), (-428.0, -300.0)])
     actions = [expert.act(there) for _ in range(75)]

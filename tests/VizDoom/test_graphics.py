@@ -1,4 +1,4 @@
-"""The published graphics: what they show, how their file is downloaded, and which were used."""
+"""The published graphics: their pictures, the download of their file, and records of which were used."""
 
 import hashlib
 import subprocess
@@ -27,7 +27,7 @@ CONTENT = b"what stands in for the file"
 
 
 def digests(engine: Engine, seed: int, actions: np.ndarray):
-    """Of each picture of an episode, as they are recorded."""
+    """A digest of each picture of an episode, as in the recordings."""
     screen = engine.begin(int(seed))
     for action in (*actions.tolist(), None):
         yield int.from_bytes(hashlib.sha256(screen.tobytes()).digest()[:8], "little")
@@ -53,7 +53,7 @@ def test_published_pictures_are_those_of_the_earlier_engine(published_graphics):
 
 
 def test_only_the_pictures_differ(published_graphics, tmp_path):
-    """The same seeds, actions, rewards and health; each file says which it shows."""
+    """The same seeds, actions, rewards and health; each file records its graphics."""
     made = {}
     for name in ("published", "installed"):
         path = generate(Recipe(Scenario(graphics=name), 30, "limited", 0.1), 2, tmp_path / f"{name}.h5", workers=1)
@@ -80,7 +80,7 @@ def test_variants_have_their_own_graphics(monkeypatch):
 
 
 def test_data_is_named_by_its_graphics(monkeypatch):
-    """What there was before this flag was made with installed graphics, and keeps its name."""
+    """Files older than this flag were made with installed graphics, and keep their names."""
     monkeypatch.setitem(GRAPHICS, "published", "published")
     names = {
         "_graphics_published_n5000": Scenario(),
@@ -100,7 +100,7 @@ def test_data_of_other_graphics_is_refused(tmp_path):
         with pytest.raises(UserError, match="made with --graphics installed, but the flags are --graphics publish"):
             DATA.ensure(other)
         assert DATA.ensure(DataOptions(data_path=path, scenario=scenario)) == path
-        with h5py.File(path, "a") as file:  # as files made before they could say it
+        with h5py.File(path, "a") as file:  # like files made before this was recorded
             file.attrs.pop("graphics", None)
             file.pop("checksums", None)
 
@@ -110,7 +110,7 @@ def test_data_of_other_graphics_is_refused(tmp_path):
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """The file is not here, and another one stands in for it."""
+    """The file is missing, and a substitute is downloaded."""
     monkeypatch.setattr(graphics, "PLACE", tmp_path / "data" / "freedoom.wad")
     monkeypatch.setattr(graphics, "DIGEST", hashlib.sha256(CONTENT).hexdigest())
     monkeypatch.delenv(graphics.VARIABLE, raising=False)
@@ -125,7 +125,7 @@ def wheel(path: Path, content: bytes = CONTENT, member: str = "vizdoom/freedoom2
 
 @pytest.fixture
 def index(monkeypatch):
-    """Stands in for pip; a list of its commands. What it gives is set by `index.answer`."""
+    """Replaces pip; a list of its commands. `index.answer` sets the result."""
 
     class Index(list):
         answer = staticmethod(lambda folder: wheel(folder / "vizdoom-1.2.4.whl"))

@@ -67,7 +67,7 @@ def test_readme_command_is_accepted(run):
 
 @pytest.fixture
 def asked(monkeypatch) -> list:
-    """What is asked of every evaluation, none of which is played, and how it acts."""
+    """Recorded arguments of evaluations, none of which is played, and how they act."""
     asked = []
 
     def play(self, evaluation, acting, *, twins=False):
@@ -90,7 +90,7 @@ def test_memory_is_knocked_out_without_baselines(run, asked, monkeypatch, capsys
 
 
 def trained_otherwise(run: Path, copy: Path, **changes: tuple[str, str]) -> Path:
-    """A copy of a run in whose record flags have other values: before, now."""
+    """Copy a run and change a recorded flag from `before` to `now`."""
     shutil.copytree(run, copy)
     config = (copy / "config.yaml").read_text()
     for name, (before, now) in changes.items():
@@ -101,7 +101,7 @@ def trained_otherwise(run: Path, copy: Path, **changes: tuple[str, str]) -> Path
 
 
 def test_scenario_defaults_to_that_of_training(run, tmp_path, asked):
-    """Also of a checkpoint inside the run, and with half of it given."""
+    """Also for a checkpoint inside the run, and if only one of two flags is given."""
     other = trained_otherwise(run, tmp_path / "run", variant=("published", "clear"), items=("10", "7"))
     (checkpoint,) = (other / "checkpoints").glob("step_*")
     for flags in (
@@ -124,7 +124,7 @@ def test_scenario_defaults_to_that_of_training(run, tmp_path, asked):
 
 
 def test_graphics_default_to_training_and_changes_are_noted(run, tmp_path, asked, monkeypatch, capsys):
-    """A run that was made before it could say it had installed ones; another variant has its own."""
+    """Runs older than the flag had installed graphics; another variant has its own."""
     monkeypatch.setitem(GRAPHICS, "published", "published")
     published = trained_otherwise(run, tmp_path / "published", graphics=("installed", "published"))
     before, output = shutil.copytree(run, tmp_path / "before"), tmp_path / "out.json"

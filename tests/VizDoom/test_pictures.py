@@ -1,4 +1,4 @@
-"""Pictures of runs, returns by colour with and without memory, and what is drawn in videos."""
+"""Pictures of runs, returns by colour with and without memory, and frames of videos."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_bars_are_means_with_their_errors(tmp_path):
 
 
 def test_memory_controls_are_drawn_if_possible(tmp_path, monkeypatch):
-    """What the evaluation has played already is not played again."""
+    """Episodes that the evaluation has played are not played again."""
     asked, drawn = [], []
 
     def play(self, evaluation, acting, *, twins=False):
@@ -82,7 +82,7 @@ def test_memory_controls_are_drawn_if_possible(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("variant", ["published", "clear"])
 def test_video_caption_names_the_colour(variant, monkeypatch, game):
-    """What the player sees, its health, the colour; at its death no picture and no health."""
+    """The player's view, its health, the colour; at its death no picture and no health."""
     said = []
     monkeypatch.setattr(pictures, "with_caption", lambda frame, *lines: said.append(lines) or frame)
     options = Games(variant=variant, episode_timeout=300)

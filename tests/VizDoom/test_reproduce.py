@@ -1,4 +1,4 @@
-"""The table of results, from runs that are there already."""
+"""The table of results, from existing runs."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def returns(red: float, green: float) -> dict[str, float]:
 
 
 class FakeAgent(NamedTuple):
-    """Where it was loaded from and to."""
+    """The checkpoint and device of a loaded agent."""
 
     path: Path
     device: str = ""
@@ -50,14 +50,14 @@ def fake_run(folder: Path, result: dict[str, float]) -> Path:
 
 
 def played(red: float, green: float) -> Played:
-    """Two episodes of each colour, half a point around its mean."""
+    """Two episodes of each colour, half a point above and below the mean."""
     found = np.array([red - 0.5, red + 0.5, green - 0.5, green + 0.5])
     return Played(Episodes(found, np.full(4, 9), np.zeros(4)), np.repeat([True, False], 2))
 
 
 @pytest.fixture
 def asked(tmp_path, monkeypatch) -> list:
-    """Runs that are there already, and what is asked of those that play again: evaluation, how it acts, twins."""
+    """Existing runs, and the recorded arguments of those that play again: evaluation, acting, twins."""
     studies = []
 
     def run_all(study, options, models) -> dict[str, list[Path]]:
@@ -118,7 +118,7 @@ def test_table_has_runs_controls_and_baselines(asked, tmp_path, capsys):
 def test_controls_use_the_same_target_return(asked, tmp_path):
     reproduce.main(["--seeds", "1", "2", "--results_dir", str(tmp_path / "results")])
     config = reproduce.STUDIES["fast"].setting()
-    assert config.data.scenario.variant == "clear" and len(asked) == 12  # of each row both seeds, two rows of LSTM
+    assert config.data.scenario.variant == "clear" and len(asked) == 12  # both seeds of each row, two rows of LSTM
     assert [twins for _, _, twins in asked] == [False, False, True, True, *[False] * 6, True, True]
     transforms = [acting.transform_memory for _, acting, _ in asked]
     assert transforms[0] is transforms[6] is knock_out_memory and transforms[4] is None
@@ -140,7 +140,7 @@ def test_one_seed_has_its_errors_over_episodes(asked, tmp_path):
 
 
 def test_unselected_models_keep_their_figures(asked, tmp_path):
-    """The commands of the page have the seeds of each model."""
+    """The commands on the page contain the seeds of each model."""
     where = ["--results_dir", str(tmp_path / "results")]
     reproduce.main(["--seeds", "1", "2", "3", "--models", "RATE", *where])
     count = len(asked)
@@ -155,7 +155,7 @@ def test_unselected_models_keep_their_figures(asked, tmp_path):
 
 
 def test_published_setting_has_its_own_page(asked, tmp_path):
-    """The first model's memory is knocked out; the colour of its episodes cannot be chosen."""
+    """The first model's memory is knocked out; the colour of its episodes cannot be set."""
     flags = ["--setting", "published", "--seeds", "1", "2", "--device", "cpu"]
     reproduce.main([*flags, "--results_dir", str(tmp_path / "results")])
     page = (tmp_path / "results" / "vizdoom_published.md").read_text()

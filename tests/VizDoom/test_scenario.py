@@ -1,4 +1,4 @@
-"""The scenario: what the files hold, the cache, and the game's rules, against what is known of the original."""
+"""The scenario: its files, the cache, and the game's rules, against what is known of the original."""
 
 import struct
 import zlib
@@ -113,7 +113,7 @@ def random_policy(env, seed):
 
 
 def test_random_play_scores_as_published_on_some_seeds(game):
-    """The figures of ten seeds of either list; those of all seeds, in the next test, are the published ones."""
+    """Figures of ten seeds of each list; the next test compares those of all seeds with the published ones."""
     env = game()
     for seeds, mean, tics in ((RED_SEEDS, 5.256, 425.6), (GREEN_SEEDS, 4.832, 403.2)):
         scores = np.array([random_policy(env, seed) for seed in seeds[:10]])
@@ -141,7 +141,7 @@ def test_the_published_seeds_have_their_colours(game):
 
 @pytest.mark.parametrize("variant", ["published", "clear"])
 def test_pillar_items_and_floor(game, variant):
-    """Standing still: the pillar is there for observations 0 to 44, items come from then on, the floor kills at 384."""
+    """Standing still: the pillar is visible in observations 0 to 44, then items appear, and the floor kills at 384."""
     env = game(Scenario(variant), privileged=True)
     env.reset(seed=2)
     pillar, items, health, steps, terminated = [], [], [], 0, False
@@ -156,7 +156,7 @@ def test_pillar_items_and_floor(game, variant):
     assert items[:45] == [20] * 45 and items[45] == 21
     assert health[0] == 92 and health[:17] == [92] * 16 + [84] and 192 <= steps <= 193
     assert sorted(set(health)) == list(range(4, 100, 8)) and info["health"] <= 0
-    if variant == "published":  # one every 30 tics, that is 15 steps
+    if variant == "published":  # one every 30 tics, 15 steps
         assert [items[45 + 15 * number] for number in range(9)] == list(range(21, 30))
 
 
@@ -178,7 +178,7 @@ def test_scenario_parameters_take_effect(game, variant):
 
 
 def health_by_step(env, seed, options, *, to_right_items):
-    """A player that goes for items of one kind: health before and after each step, and the reward."""
+    """A player that collects items of one colour: health before and after each step, and the reward."""
     expert, over = Expert("full"), False
     _, info = env.reset(seed=seed, options=options)
     while not over:
@@ -195,7 +195,7 @@ def health_by_step(env, seed, options, *, to_right_items):
     ("variant", "red", "hurt"), [("published", True, 17), ("published", False, 13), ("clear", True, 25)]
 )
 def test_right_items_heal_and_wrong_ones_hurt(game, variant, red, hurt):
-    """In the published variant a wrong item costs what its armour lets through: 17 (green) or 13 (red)."""
+    """In the published variant a wrong item costs the damage that passes the armour: 17 (green) or 13 (red)."""
     env = game(Scenario(variant), privileged=True, max_steps=150)
     options = {"is_red": red} if variant == "clear" else None
     seed = 2 if red else 0

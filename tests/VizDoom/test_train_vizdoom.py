@@ -1,4 +1,4 @@
-"""The command: what its flags mean, what it trains on, what it leaves behind, interruptions, and mistakes."""
+"""The command: what its flags mean, its data, its output, interruptions, and mistakes."""
 
 import json
 import re
@@ -43,7 +43,7 @@ from VizDoom.VizDoom_src.spec import SPEC
 
 HERE = Path(train_vizdoom.__file__).parent
 
-# As people have always typed them.
+# The published spellings.
 SCRIPT = "python3 VizDoom/VizDoom_src/train_vizdoom.py"
 COMMANDS = {
     "RATE": f"{SCRIPT} --model_mode 'RATE' --arch_mode 'TrXL' --ckpt_folder 'RATE' --text 'RATE' --nmt 5 --mem_len 300 --n_head_ca 2 --mrv_act 'relu' --skip_dec_attn",  # noqa: E501
@@ -68,7 +68,7 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> tuple[str, str]:
-    """Flags for a folder that holds the tiny data already."""
+    """Flags for a folder that already contains the tiny data."""
     flags = "--data_dir", str(tmp_path_factory.mktemp("data"))
     DATA.ensure(ENVIRONMENT.read_config([*TINY, *flags]).data)
     return flags
@@ -159,7 +159,7 @@ def test_images_stay_uint8_until_the_model(data):
 
 
 def test_learn_flag_selects_the_targets(tmp_path):
-    """The players of this data are always perturbation: what the expert would have done is another thing to learn."""
+    """The players of this data always act at random, so the expert's actions are different targets."""
     losses = []
     for learn in ("recorded", "expert"):
         flags = ["--data_dir", str(tmp_path), "--perturbation", "1", "--learn", learn, *NO_EVALUATION, "--epochs", "1"]
@@ -180,7 +180,7 @@ def test_every_image_of_a_batch_is_encoded_once(data):
 # --- interruptions ---
 
 
-# Flags; behind how many batches from each start the run is stopped, in the middle of epochs and at their edges; epochs.
+# Flags; the batches after which each start is stopped, within epochs and between them; epochs.
 RUNS = {
     "loader processes": (("--num_workers", "1"), (2,), 2),
     "two stages": (("--stages", "1:2", "--epochs", "1"), (2, 3, 2), 3),
@@ -206,7 +206,7 @@ def test_interruption_anywhere_changes_nothing(kind, data, tmp_path):
 
 
 def test_run_resumes_with_moved_data_but_no_other(data, tmp_path, capsys):
-    """What the file holds counts, not its name."""
+    """The file's content counts, not its name."""
     (original,), copy = Path(data[1]).glob("*.h5"), tmp_path / "copy.h5"
     shutil.copy(original, copy)
     with stopped_after(2):
@@ -279,7 +279,7 @@ def test_mistakes_are_reported_and_create_nothing(mistake, data, tmp_path, capsy
 
 
 def test_unusable_data_is_not_generated(tmp_path, capsys):
-    """Named data may hold episodes of several lengths, of which one is trained on."""
+    """Given data may have episodes of several lengths; training uses one of them."""
     flags = [*TINY, *places(tmp_path), "--segments", "3"]
     message = commands.error_of(capsys, tmp_path, train_vizdoom.main, flags)
     assert "--steps 6" in message and "--segments 3 times --context_length 3" in message and "--steps 9" in message
