@@ -1,8 +1,8 @@
 """The emulator of one game: decisions of four frames, what the agent sees of them, and saved states.
 
 This is the preprocessing of the published system and of the DQN-replay data (Mnih et al. 2015; Machado et al. 2018,
-arXiv 1709.06009): a decision holds its action for four frames; of the last two, the brighter grey of every pixel is
-taken, as the console draws some objects on every second frame only; the picture is averaged down to 84x84.
+arXiv 1709.06009): a decision holds its action for four frames; each pixel is the brighter grey of the last two,
+because the console draws some objects only on every second frame; the picture is averaged down to 84x84.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ class Console:
         Args:
             action: 0 to ``game.actions`` - 1.
             before: the previous decision's action, repeated in ``stuck`` frames.
-            stuck: (4,) bool, the frames that repeat the previous action (sticky actions); None: none.
+            stuck: (4,) bool, frames that repeat the previous action (sticky actions); None: none.
 
         Returns:
             The points of these frames.
         """
         held = [self._actions[action]] * FRAME_SKIP
         if stuck is not None and before is not None and stuck[0]:
-            # An action that got through stays: a later stuck frame repeats it.
+            # After an action got through, a later sticky frame repeats it.
             through = int(np.argmin(stuck)) if not stuck.all() else FRAME_SKIP
             held[:through] = [self._actions[before]] * through
         act, look, screens = self._act, self._look, self._screens
@@ -116,5 +116,5 @@ class Console:
         return self._emulator.cloneState()
 
     def restore(self, state: Any) -> None:
-        """Restore a saved state of this console, without what the agent sees."""
+        """Restore a saved state of this console, without the agent's observation."""
         self._emulator.restoreState(state)

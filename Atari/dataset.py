@@ -1,17 +1,17 @@
 """Atari trajectories for training: where they come from, and loading them as windows.
 
-What is trained on, the first of these that is there:
+Training uses the first of these that exists:
 
     --data_path     a trajectory file (.h5), or a folder with DQN-replay files (see `RATE_model.data.dopamine`)
     atari: data:    the same, in wandb_config.yaml
     our own         made by Atari/generate_dataset.py; training makes it if it is missing
 
-DQN-replay files are converted once, to a file that later runs open at once.
+DQN-replay files are converted once; later runs open the converted file.
 
-Windows of L = segments x context_length steps begin at every step of every episode from which this many are left, and
-never cross an episode's end. Shorter episodes are windows of their own, padded behind their last step. Returns-to-go
-are undiscounted and run to the end of the episode. Frames are stored, kept and moved once: the four that an observation
-shows are put side by side as a view where they are encoded (`RATE_model.data.frames.FrameStack`).
+Windows of L = segments x context_length steps begin at every step of an episode that has L steps left, and never cross
+its end. A shorter episode is one window, padded after its last step. Returns-to-go are undiscounted and run to the end
+of the episode. Frames are stored, loaded and moved to the device once; the four frames of an observation are combined,
+as a view, only where they are encoded (`RATE_model.data.frames.FrameStack`).
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def ensure_dataset(options: DataOptions, selection: Selection | None = None) -> 
 
 
 def game_of_logs(logs: Path) -> str | None:
-    """The game of a folder of buffers, from its name and those of the two folders above; None: no known game."""
+    """The game of a folder of buffers, from its name and those of the two folders above it; None: not a known game."""
     for name in reversed(logs.resolve().parts[-3:]):  # {Game}/1/replay_logs
         with suppress(UserError):
             return game_of(name).name
@@ -186,12 +186,12 @@ def load_data(
     Episodes are divided between the two. Training windows begin at every step; validation windows do not overlap.
 
     Raises:
-        UserError: the data is missing or bad, is of another game, or has too few episodes.
+        UserError: the data is missing, invalid, of another game, or has too few episodes.
     """
     played = game_of(options.game)
     path = ensure_dataset(options, selection)
     file = open_dataset(path, played)
-    made_of = file.attributes.get("game", played.name)  # files from other sources do not say
+    made_of = file.attributes.get("game", played.name)  # files from other sources do not record it
     if made_of != played.name:
         raise UserError(f"'{path}' contains {made_of}, not {played.name}; give another --data_path or --game")
     if (note := rewards_note(file, played)) is not None:

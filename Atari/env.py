@@ -1,14 +1,14 @@
 """Atari games for Gymnasium, as the published system plays them: one, or many side by side.
 
 A decision lasts four frames (`console.py`); the agent sees the last four pictures, oldest first, (4, 84, 84) uint8,
-black where the episode had not begun, and earns unclipped points. An episode starts with 1 to 30 frames in which
-nothing is pressed. It ends when the game is over, not with a life, and is truncated after 7000 decisions (28,000
-frames). In games that have the button FIRE it is pressed for four frames at the start and after each life lost, as some
-of them wait for it; what happens meanwhile belongs to the step, and only the last picture of it is seen.
+black before the start of the episode, and earns unclipped points. An episode starts with 1 to 30 frames without a
+button. It ends when the game is over, not with a life, and is truncated after 7000 decisions (28,000 frames). In games
+with the button FIRE it is pressed for four frames at the start and after each lost life, because some games wait for
+it; what happens meanwhile belongs to the step, and the agent sees only the last picture.
 
-The ``published`` opening is that of the authors' evaluation: before an episode the first picture is repeated instead of
-black ones, FIRE is pressed twice, each time with a picture of its own, and after a life lost the agent is shown both
-the picture at the loss and the one after FIRE, whose points do not count.
+The ``published`` opening is that of the authors' evaluation: the first picture is repeated instead of black ones, FIRE
+is pressed twice at the start, with one picture each, and after a lost life the agent sees both the picture at the loss
+and the one after FIRE, whose points do not count.
 
 An episode depends only on its seed and the actions, not on what was played before.
 """
@@ -51,7 +51,7 @@ class AtariEnv(SeededEnv):
         noops: maximum number of initial frames without a button; 0: none.
         max_steps: decisions until truncation.
         frame_stack: pictures that the agent sees at once.
-        opening: what is seen where an episode or a ball begins; see the module.
+        opening: what the agent sees at the start of an episode or a ball; see the module.
         render_mode: None, or "rgb_array" for `render`.
 
     Raises:

@@ -97,7 +97,7 @@ class Config(ImageExperimentConfig):
     task: Task = field(default_factory=Task)
 
     def validate(self) -> None:
-        """Raise a UserError for sizes of no model, a burn-in that leaves nothing, or no known return to ask for."""
+        """Raise a UserError for invalid model sizes, a burn-in of whole windows, or an unknown target return."""
         super().validate()
         if self.task.online_inference or self.task.last_inference:
             _ = self.target
@@ -164,7 +164,7 @@ class Atari(Environment):
         return spec_of(_game(flags))
 
     def load(self, config: Config) -> TrainingData:
-        """Windows that begin at every step; their rewards may be clipped, which acting has to know."""
+        """Windows that begin at every step. Acting has to know whether their rewards are clipped."""
         size, epochs = config.segments * config.context_length, config.task.decay_epochs
         data = load_data(config.data, config.replay, size=size)
 
@@ -177,7 +177,7 @@ class Atari(Environment):
         return (config.game.name, *config.model.name_parts), ("game",)
 
     def check(self, config: Config) -> None:
-        """The package ale-py may not be installed; only acting needs it."""
+        """Report a missing package ale-py if the run acts."""
         if config.task.online_inference or config.task.last_inference:
             ale_py()
 
@@ -233,7 +233,7 @@ class Atari(Environment):
         return _game(vars(evaluation.options)).name + ", most probable actions" * evaluation.options.use_argmax
 
     def references(self, evaluation: Evaluation) -> dict[str, float]:
-        """Points of a random and of a human player, where they were measured."""
+        """Points of a random and of a human player, if measured."""
         game = _game(vars(evaluation.options))
         known = {"random": game.random_score, "human": game.human_score}
         return {label: value for label, value in known.items() if value is not None}

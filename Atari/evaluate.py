@@ -1,8 +1,8 @@
 """The evaluation protocol of Atari: games side by side, unclipped points, sampled or greedy actions.
 
-Published: 10 episodes, each of at most 28,000 frames (7000 decisions), begun with up to 30 frames without a button,
-without sticky actions; the target return is the game's, and every point is subtracted from it. After training on data
-with clipped rewards, the subtracted rewards are clipped as well; reported points never are.
+Published: 10 episodes of at most 28,000 frames (7000 decisions), starting with up to 30 frames without a button; no
+sticky actions; the target return is the game's, and every point is subtracted from it. After training on data with
+clipped rewards, the subtracted rewards are clipped as well; reported points never are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from RATE_model.errors import UserError
 
 
 def target_of(game: Game, given: float | None, flag: str = "--target_return") -> float:
-    """The target return in points: the one given, else the game's. Raises UserError if there is neither."""
+    """The target return in points: the given one, or the game's. Raises UserError if there is neither."""
     target = game.target_return if given is None else given
     if target is None:
         raise UserError(f"{flag}: {game.name} has no published target return; give one, in points")

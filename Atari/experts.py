@@ -1,14 +1,14 @@
-"""Scripted players: they read the console's memory or try things out in the emulator, and learn nothing.
+"""Scripted players: they read the console's memory or try actions in the emulator; nothing is learned.
 
-    Breakout   predicts where the ball comes down and steers the paddle, whose inertia it knows
-    Pong       the same, and tries out, whenever the ball turns towards it, with which part of the paddle to hit it
-    any other  tries out random plans and follows the best (`planner.py`)
+    Breakout   predicts where the ball comes down and moves the paddle there, considering its inertia
+    Pong       the same; whenever the ball turns towards it, it tries which part of the paddle should hit it
+    any other  tries random plans and follows the best (`planner.py`)
 
-Where things are in the memory, and how far a held button carries a paddle, was measured in the emulator; memory cells
-that annotate Atari games are listed by Anand et al. 2019 (arXiv 1906.08226).
+The addresses in memory, and how far a held button moves a paddle, were measured in the emulator; Anand et al. 2019
+(arXiv 1906.08226) list annotated memory cells of Atari games.
 
-Each player takes a random action with a probability ``noise`` at every step; with 1 it is the random player. It is a
-function of its generator and of the game. Trying things out supposes that actions do not stick.
+Each player takes a random action with a probability ``noise`` at every step; with 1 it is the random player. Its
+actions are a function of its generator and the game. Trying actions assumes that they are not sticky.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from Atari.games import Game
 from Atari.planner import Planner
 from Atari.player import ScriptedPlayer
 
-EXPERT_VERSION = 1  # raise it when the same seed gives other actions: data of another version is not reused
+EXPERT_VERSION = 1  # raise it if a seed gives different actions: data of other versions is not reused
 
 
 class BreakoutPlayer(ScriptedPlayer):
     """Moves the paddle to where the ball will come down.
 
     The memory holds the ball's column and row and the paddle's column, in units of about a pixel. A button held for one
-    decision carries the paddle 12 units in it and 11 in the next; so the paddle comes to rest at every 23rd place only,
-    and between them the ball has to be hit in passing. A hit needs the ball 1 to 18 units right of the paddle's left
-    end: it is aimed at the middle, and a little beside it by chance; the more so when no brick was hit for long, as a
-    ball that is always hit alike may never meet one again.
+    decision moves the paddle 12 units in it and 11 in the next, so the paddle can rest only at every 23rd place; in
+    between, it has to hit the ball in passing. A hit needs the ball 1 to 18 units right of the paddle's left end. The
+    player aims at the middle plus a random offset, which grows if no brick was hit for long: a ball that is always hit
+    the same way may never meet another brick.
     """
 
     description = "prediction of the ball from the console's memory"
@@ -73,7 +73,7 @@ class BreakoutPlayer(ScriptedPlayer):
         return self.RIGHT if missing > 0 else self.LEFT
 
     def _way(self, steps: float) -> float:
-        """How far a press carries the paddle in this many decisions, the one with the press included."""
+        """How far a press moves the paddle in this many decisions, including the one with the press."""
         return self.CARRIED * min(max(steps, 0.0), 1.0) + self.GLIDE * min(max(steps - 1, 0.0), 1.0)
 
     def _took(self, action: int) -> None:
@@ -81,21 +81,20 @@ class BreakoutPlayer(ScriptedPlayer):
 
 
 class PongPlayer(ScriptedPlayer):
-    """Meets the ball in the way that wins the point.
+    """Hits the ball so as to win the point.
 
     The memory holds the ball's column and row and the row of our paddle, at the right, in units of about a pixel. A
-    button held for one decision carries the paddle 5 units in it and 17 more in the next three, so it is judged by
-    where it would come to rest, which is every 22nd row. A ball that always meets a resting paddle comes back for ever.
-    Therefore, whenever it turns towards us, the rest of the rally is played in the emulator: waiting for the ball, and
-    with a last stroke up or down shortly before it comes. What wins is repeated as long as no random action comes in
-    between.
+    button held for one decision moves the paddle 5 units in it and 17 more in the next three, so decisions consider
+    where the paddle would come to rest, at every 22nd row. A ball that always meets a resting paddle keeps coming back.
+    So whenever it turns towards us, the rest of the rally is played in the emulator: waiting for the ball, and with a
+    last move up or down shortly before it arrives. What wins is then played, unless a random action intervenes.
     """
 
     description = "prediction of the ball from the console's memory, the last stroke found by trying"
     BALL_COLUMN, BALL_ROW, PADDLE = 49, 54, 51
     STAY, UP, DOWN = 0, 2, 3
     UPWARD, DOWNWARD = (2, 4), (3, 5)  # without and with fire, which does nothing here
-    GLIDE = (17, 4, 1)  # units still to come from each of the last three decisions
+    GLIDE = (17, 4, 1)  # units that each of the last three decisions will still move it
     TOLERANCE = 11
     STROKES = ((0, STAY), (1, UP), (1, DOWN), (2, UP), (2, DOWN), (3, UP), (3, DOWN))  # decisions before the ball
     MIDDLE, HOME = 7, 125
@@ -122,7 +121,7 @@ class PongPlayer(ScriptedPlayer):
         self._plan = self._plan[1:] if self._plan and action == self._plan[0] else []
 
     def _best_stroke(self, console: Console, before: tuple[int, int]) -> tuple[tuple[int, int], list[int]]:
-        """How to meet the ball, and, if that wins, the actions up to the point."""
+        """How to hit the ball and, if that wins, the actions up to the point."""
         state, best, best_value = console.save(), self.STROKES[0], (-np.inf, 0)
         for number in self._generator.permutation(len(self.STROKES)).tolist():
             stroke = self.STROKES[number]
@@ -150,7 +149,7 @@ class PongPlayer(ScriptedPlayer):
     def _towards(
         self, memory: np.ndarray, before: tuple[int, int], moved: tuple[int, ...], stroke: tuple[int, int]
     ) -> int:
-        """The button that brings the paddle to where the ball will be, or the stroke when its time has come."""
+        """The button that moves the paddle to where the ball will be, or the last move when it is due."""
         (column, row), target = self._position(memory), float(self.HOME)
         if row and 0 < before[0] < column:
             steps, (lead, button) = max(0.0, (self.PADDLE_COLUMN - column) / (column - before[0])), stroke
@@ -163,16 +162,16 @@ class PongPlayer(ScriptedPlayer):
         return self.DOWN if missing > 0 else self.UP
 
     def _after(self, action: int, moved: tuple[int, ...]) -> tuple[int, ...]:
-        """Which way the paddle was sent in the last three decisions, the latest first: 1 down, -1 up."""
+        """The directions of the last three decisions, the latest first: 1 down, -1 up."""
         return ((action in self.DOWNWARD) - (action in self.UPWARD), *moved[:-1])
 
     def _position(self, memory: np.ndarray) -> tuple[int, int]:
-        """The ball's column and row; column 0: there is none."""
+        """The ball's column and row; column 0: no ball."""
         return int(memory[self.BALL_COLUMN]), int(memory[self.BALL_ROW])
 
 
 def reflected(position: float, low: float, high: float) -> float:
-    """Where a ball is between two walls that would have flown on to ``position`` without them."""
+    """Where a ball between two walls is that would be at ``position`` without them."""
     beyond = (position - low) % (2 * (high - low))
     return low + min(beyond, 2 * (high - low) - beyond)
 
@@ -181,12 +180,12 @@ _PLAYERS: dict[str, type[ScriptedPlayer]] = {"Breakout": BreakoutPlayer, "Pong":
 
 
 def plans(game: Game) -> bool:
-    """Whether the player of this game tries out whole plans, which takes long."""
+    """Whether this game's player tries whole plans, which is slow."""
     return game.name not in _PLAYERS
 
 
 def player_class(game: Game) -> type[ScriptedPlayer]:
-    """Who plays this game."""
+    """The class of this game's player."""
     return _PLAYERS.get(game.name, Planner)
 
 
@@ -195,7 +194,7 @@ def expert(game: Game, generator: np.random.Generator, *, noise: float = 0.0) ->
 
     Args:
         game: which.
-        generator: of all that it draws.
+        generator: for all its random choices.
         noise: probability of a random action at each step; 1: the random player.
     """
     return player_class(game)(generator, noise)

@@ -1,7 +1,7 @@
-"""The games: how many actions they have, which return to ask for, and what their scores are measured by.
+"""The games: their actions, target returns, and reference scores.
 
-Four games are described here; every other game that ale-py brings works as well, by its ROM's name in CamelCase
-(`space_invaders` is ``SpaceInvaders``), with the return to ask for given by hand and without a normalised score.
+Four games are described here; every other game of ale-py works, too, by its ROM's name in CamelCase (`space_invaders`
+is ``SpaceInvaders``), with --target_return and without a normalised score.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ Returns = TypeVar("Returns", float, np.ndarray)
 
 @dataclass(frozen=True, kw_only=True)
 class Game:
-    """A game as the model meets it. What is None is known of the four games only."""
+    """A game. Fields that may be None are only known for the four games."""
 
     name: str  # in CamelCase
-    actions: int  # of the minimal action set: those that do something in this game
-    target_return: float | None = None  # to ask for in evaluation; unclipped points
+    actions: int  # in the minimal action set: those with an effect in this game
+    target_return: float | None = None  # in evaluation; unclipped points
     # Mean scores of a random player and of a human one: the 0 and the 100 of the normalised score
     random_score: float | None = None
     human_score: float | None = None
-    unit_points: bool = False  # all rewards are -1, 0 or 1: clipping takes nothing off them
+    unit_points: bool = False  # all rewards are -1, 0 or 1, so clipping changes nothing
 
     @property
     def rom(self) -> str:
@@ -43,7 +43,7 @@ class Game:
         return 100 * (returns - self.random_score) / (self.human_score - self.random_score)
 
 
-# Targets: the published ones. Random and human scores: the constants of the 57 games in use since Wang et al. 2016
+# Targets are the published ones. Random and human scores are those used since Wang et al. 2016
 # (arXiv 1511.06581); the Decision Transformer's gamer-normalised scores (arXiv 2106.01345) round the same ones.
 GAMES: dict[str, Game] = {
     game.name: game
@@ -60,7 +60,7 @@ def game(name: str) -> Game:
     """The game of this name; upper and lower case do not matter.
 
     Raises:
-        UserError: there is no such game, or it is none of the four and ale-py, which knows it, is missing.
+        UserError: there is no such game, or it is not one of the four and ale-py is missing.
     """
     known = next((one for one in GAMES.values() if one.name.lower() == name.lower()), None)
     if known is not None:

@@ -1,11 +1,10 @@
-"""Making trajectories of an Atari game with its scripted player, on all cores.
+"""Make trajectories of an Atari game with its scripted player, on all cores.
 
-Episode n has seeds of its own and the n-th of the noise levels, which take turns; so it is the same whichever process
-plays it. An interruption costs the episodes that are being played (`RATE_model.data.parts`).
+Episode n has its own seeds, and noise levels alternate, so it is the same whichever process plays it. An interruption
+loses the episodes that are being played (`RATE_model.data.parts`).
 
-The environment is the one of the evaluation, FIRE pressed for the agent included; its single frames are stored, once
-each: the four that an agent sees are those of a step and of the three before it, black before the first. Points are
-not clipped.
+The environment is that of the evaluation and also presses FIRE for the player. Each frame is stored once; the four that
+an agent sees are those of a step and the three before it, black before the first. Points are not clipped.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from RATE_model.data.parts import Job, make_until
 from RATE_model.data.writer import TrajectoryWriter
 
 FRAME_SHAPE = (1, SIZE, SIZE)
-FIRST_DATA_SEED = 1_000_000  # far above those of any evaluation
+FIRST_DATA_SEED = 1_000_000  # far above the seeds of any evaluation
 EXPERT_STREAM = 2  # one of the random streams of a seed
 
 
@@ -91,7 +90,7 @@ def _play_part(recipe: Recipe, writer: TrajectoryWriter, first: int, count: int)
 
 
 def play(env: AtariEnv, seed: int, noise: float) -> dict[str, Any]:
-    """The scripted player's episode of a seed; see `record`. The lives at the time of each frame are noted."""
+    """The scripted player's episode of a seed; see `record`. Also records the lives at each frame."""
     player, first = expert(env.game, np.random.default_rng([seed, EXPERT_STREAM]), noise=noise), env.reset(seed=seed)
     player.reset(env)
     return record(env, first, lambda frame, info, _: (player.act(env), {"lives": np.uint8(info["lives"])}))
@@ -99,5 +98,5 @@ def play(env: AtariEnv, seed: int, noise: float) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1)
 def _environment(game: str, sticky: float, max_steps: int) -> AtariEnv:
-    """One game for all episodes of a process, as it takes a tenth of a second to switch on."""
+    """One game for all episodes of a process, because starting one takes a tenth of a second."""
     return AtariEnv(game, sticky=sticky, max_steps=max_steps, frame_stack=1)

@@ -4,9 +4,8 @@
     python3 Atari/generate_dataset.py --game Pong --transitions 500000 --mix 0 0.1 0.3 1 --workers 4
     python3 Atari/generate_dataset.py --game Breakout --replay /data/atari/
 
-The file goes to Atari/Atari_data, where training finds it; with --output it goes elsewhere, and training takes it as
---data_path. With --replay the same episodes are written as DQN-replay files as well. An interrupted command goes on
-where it was when it is repeated.
+The file goes to Atari/Atari_data, where training finds it, or to --output; training then needs --data_path. With
+--replay, the same episodes are also written as DQN-replay files. Repeat an interrupted command to continue it.
 """
 
 from __future__ import annotations
@@ -37,16 +36,16 @@ SCRIPT = "python3 Atari/generate_dataset.py"
 DATA_DIRECTORY = Path(__file__).resolve().parent / "Atari_data"
 
 TRANSITIONS, PLANNED_TRANSITIONS = 100_000, 20_000
-PLANNED_CAP = 2000  # decisions: a planner at its best hardly ever loses its last life
-# Breakout's player is noisy throughout. In the data of one that hardly errs, a paddle stands still where it should be
-# and nowhere else, and a model that stands still by mistake goes on with it.
+PLANNED_CAP = 2000  # decisions: a good planner hardly ever loses its last life
+# Breakout's player always has noise. Without noise a paddle only rests where it should be, and a model that rests
+# elsewhere by mistake never moves again.
 MIXES = {"Breakout": (0.2, 0.3, 0.4, 0.5, 0.6), "Pong": (0.0, 0.05, 0.1, 0.2, 0.3, 1.0)}
 DEFAULT_MIX = (0.0, 0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """What our own data is made of."""
+    """The content of our own data."""
 
     # Steps in the data. Training does not use an incomplete last episode. none = 100,000, or 20,000 for players that
     # plan, which are slow
@@ -83,7 +82,7 @@ class GenerateOptions:
 
 
 def dataset_path(game: Game, directory: Path | None = None, options: GenerateOptions | None = None) -> Path:
-    """The file of what these options make; its name holds all that its content depends on.
+    """The file for these options; its name includes everything that its content depends on.
 
     Args:
         game: which.
@@ -103,7 +102,7 @@ def dataset_path(game: Game, directory: Path | None = None, options: GenerateOpt
 
 
 def ensure_own_data(game: Game, directory: Path | None = None, transitions: int | None = None) -> Path:
-    """The file that the script makes, made if it is missing.
+    """The file that the script makes; makes it if it is missing.
 
     Args:
         game, directory: see `dataset_path`.
@@ -150,7 +149,7 @@ class Options:
 
 
 def describe(path: Path) -> str:
-    """What a file holds, and how its returns depend on the noise."""
+    """A file's content, and how its returns depend on the noise."""
     with TrajectoryFile(path, observation_shape=FRAME_SHAPE, observation_dtype="uint8") as file:
         made, lengths = file.attributes, file.lengths
     finished = "no complete one"
@@ -169,12 +168,12 @@ def describe(path: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make what the flags (None: of the command line) ask for; see the module."""
+    """Make the requested file (flags: None: the command line); see the module."""
     with exit_on_user_error():
         description = "Make Atari data with scripted players."
         options = parse_options(Options, argv=argv, prog=SCRIPT, description=description)
         game, path, overwrite = game_of(options.game), options.path, options.file.overwrite
-        if options.replay is not None:  # it may be there already
+        if options.replay is not None:  # it may exist already
             export_folder(options.replay, game.name, overwrite=overwrite)
         if options.replay is None or overwrite or not path.exists():
             recipe, steps = options.generate.recipe(game), options.generate.steps(game)

@@ -2,7 +2,7 @@
 
     python3 Atari/inference_atari.py --checkpoint RUN_DIR --target_return 90 180
 
-Prints points, length and, where a human player was measured, the gamer-normalised score for every return asked for.
+Prints points, length and, for games with a measured human player, the gamer-normalised score for every target return.
 """
 
 import sys

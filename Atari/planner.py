@@ -1,9 +1,9 @@
-"""A player for any game: it tries out random plans in the emulator and follows the best (random shooting).
+"""A player for any game: it tries random plans in the emulator and follows the best (random shooting).
 
-A plan holds the buttons for the next ``HORIZON`` decisions, each button for a few decisions in a row, as single presses
-lead nowhere. It is worth the points that it earns, less ``LIFE`` for every life lost, later ones counting less. After
-``FOLLOWED`` decisions, or when something else was done, new plans are drawn; what is left of the old one is one of
-them, so that a good plan is not forgotten.
+A plan has the buttons for the next ``HORIZON`` decisions, each for a few decisions in a row, because single presses
+achieve little. Its value is the points that it earns, minus ``LIFE`` for every lost life; later ones count less.
+After ``FOLLOWED`` decisions, or after any other action, new plans are drawn; the rest of the old plan is one of them,
+so a good plan is kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from Atari.player import ScriptedPlayer
 class Planner(ScriptedPlayer):
     """Random shooting; see the module.
 
-    Points count by their logarithm: a rare bonus of thousands is worth a detour, and not a life.
+    Points count by their logarithm: a rare bonus of thousands is worth a detour, but not a life.
     """
 
     description = "random shooting with the emulator's states"

@@ -1,4 +1,4 @@
-"""What scripted players of Atari games have in common."""
+"""The base of scripted players of Atari games."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Make results/atari.*: RATE and a Decision Transformer on our own data of Breakout and Pong, beside those who made it.
+"""Make results/atari.*: RATE and a Decision Transformer on our own data of Breakout and Pong, and the data's players.
 
     python3 Atari/reproduce.py --seeds 1
 
-Data is made first where it is missing. Runs that are finished are kept, interrupted ones are continued, so the command
-can be repeated at any time.
+Makes missing data first. Finished runs are kept and interrupted ones continued, so the command can be repeated at any
+time.
 """
 
 import sys
@@ -68,7 +68,7 @@ def study(game: Game) -> Study:
 
 
 def expert_returns(game: Game) -> np.ndarray:
-    """What the scripted player without noise earns in the first episodes of the evaluation, (E,)."""
+    """Returns of the scripted player without noise in the first episodes of the evaluation, (E,)."""
     environment = AtariEnv(game.name, frame_stack=1)
     returns = []
     for seed in ENVIRONMENT.seeds(EXPERT_EPISODES):
@@ -85,7 +85,7 @@ def expert_returns(game: Game) -> np.ndarray:
 
 
 def of_players(game: Game) -> dict[str, dict[str, Any]]:
-    """Returns of whoever needs no training: whole episodes of the data, the scripted player, buttons at random."""
+    """Returns without training: whole episodes of the data, the scripted player, random buttons."""
     with open_dataset(ensure_own_data(game, transitions=TRANSITIONS[game.name]), game) as file:
         data = file.returns_to_go()[file.starts[file.whole]]
     rules = Play(game=game.name, opening="black")
@@ -97,7 +97,7 @@ def of_players(game: Game) -> dict[str, dict[str, Any]]:
 
 
 def of_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns of every seed, and how well it predicts actions."""
+    """Returns of every seed, and the accuracy of its predictions."""
     names = {"return": "eval_return", "return_std": "eval_std", "length": "eval_length"}
     names |= {"validation_accuracy": "validation_accuracy"}
     return {name: [result[key] for result in results] for name, key in names.items()}
@@ -110,7 +110,7 @@ def scores(name: str, entry: Mapping[str, Any]) -> str:
 
 
 def page() -> ReturnsPage:
-    """What is trained, collected and shown."""
+    """The page's runs, data and table."""
     games = [GAMES[name] for name in TRANSITIONS]
     return ReturnsPage(
         name="atari",

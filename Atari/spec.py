@@ -11,8 +11,8 @@ def spec_of(game: Game, *, return_scale: float = 1.0, conv_channels: tuple[int, 
 
     Args:
         game: which.
-        return_scale: what returns-to-go are multiplied by before a linear map and a tanh encode them; the published
-            system has 1, where 20 and 180 look alike. 0: the return token is always the same, behaviour cloning.
+        return_scale: factor of returns-to-go before a linear map and a tanh encode them; the published system has 1,
+            where 20 and 180 look alike. 0: the return token is constant, behaviour cloning.
         conv_channels: of the three convolutions; the default is the published one.
     """
     return EnvironmentSpec(
