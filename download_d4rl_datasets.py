@@ -4,9 +4,9 @@
     python download_d4rl_datasets.py --datasets hopper-medium walker2d-expert
     python download_d4rl_datasets.py --data_path FOLDER --url ADDRESS      to another folder, from a mirror
 
-A file arrives as ``<name>.part`` and gets its name once it is whole and good: the size and the SHA-256 that are
-recorded of D4RL's file, HDF5 with D4RL's keys and equal lengths, the robot's sizes, finite numbers. A broken download
-resumes from the .part file when the script is run again. A file that is there and good is left alone.
+A file is downloaded to ``<name>.part`` and renamed once it is complete and valid: the recorded size and SHA-256 of
+D4RL's file, HDF5 with D4RL's keys and equal lengths, the robot's sizes, finite numbers. Run the script again to resume
+a broken download from its .part file. Existing valid files are kept.
 """
 
 import hashlib
@@ -41,24 +41,24 @@ _PARTIAL_CONTENT, _RANGE_NOT_SATISFIABLE = 206, 416
 
 
 class _Unreachable(UserError):
-    """No connection to the server: trying its other files would only take time."""
+    """No connection to the server, so its other files are not tried."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to download, and to where."""
+    """What to download, and where to."""
 
     # Names such as hopper-medium or walker2d-medium-expert; none = all 12.
     datasets: tuple[str, ...] = ()
     # Folder for the files; none = `mujoco: data_dir_prefix:` of wandb_config.yaml, else MuJoCo/MuJoCo_data.
     data_path: Path | None = None
-    # Folder on a server that holds the files.
+    # Folder on a server that has the files.
     url: str = URL
-    # Tries per file; each continues where the last one broke off.
+    # Tries per file; each continues where the last one stopped.
     tries: int = 3
-    # Seconds without an answer after which a try is given up.
+    # Seconds without an answer before a try is abandoned.
     timeout: float = 30.0
-    # Take only files with the recorded size and SHA-256 of D4RL's; false is for a server with files of its own.
+    # Accept only files with the recorded size and SHA-256 of D4RL's; false: for servers with other files.
     check_digests: bool = True
 
     def validate(self) -> None:
@@ -75,16 +75,16 @@ class Options:
 
     @property
     def tasks(self) -> list[Task]:
-        """The tasks whose data is wanted, each once."""
+        """The tasks to download data for, each once."""
         return [_NAMES[name] for name in dict.fromkeys(self.datasets)] or list(TASKS)
 
 
 def download(task: Task, options: Options) -> str:
-    """Bring one file into the folder; returns what was done, for a person.
+    """Download one file into the folder; returns a message that says what was done.
 
     Raises:
-        UserError: the server cannot be reached or gives something else, or the disk does not take it. What arrived of a
-            broken download stays as a .part file.
+        UserError: the server cannot be reached or sends something else, or the file cannot be written. The part of a
+            broken download is kept as a .part file.
     """
     path = data_directory(options.data_path) / d4rl_name(task)
     with exclusive(path, f"another process is downloading '{path}'; waiting for it"):
@@ -105,7 +105,7 @@ def _download(task: Task, path: Path, options: Options) -> str:
             hint = "It was deleted; if it happens again, the server's file is not D4RL's."
             _verify(part, task, recorded, hint)
         except UserError:
-            part.unlink()  # whole, but not what it should be: to go on from it would not help
+            part.unlink()  # complete, but not the right content: resuming it would not help
             raise
         part.replace(path)
     except OSError as error:
@@ -114,7 +114,7 @@ def _download(task: Task, path: Path, options: Options) -> str:
 
 
 def _verify(path: Path, task: Task, recorded: D4RLFile | None, hint: str) -> None:
-    """Check a file, against what is recorded of it, and as data. Raises UserError with the hint."""
+    """Check a file against its recorded size and digest, and as data. Raises UserError with the hint."""
     if recorded is not None:
         size = path.stat().st_size
         if size != recorded.size:
@@ -128,7 +128,7 @@ def _verify(path: Path, task: Task, recorded: D4RLFile | None, hint: str) -> Non
 
 
 def _fetch(url: str, part: Path, options: Options, recorded: D4RLFile | None) -> None:
-    """Load the rest of a file that ``part`` is the beginning of, until it is whole."""
+    """Download the rest of a file into ``part``, which has its beginning, until it is complete."""
     problem, failure = "", UserError
     for attempt in range(options.tries):
         if attempt:
@@ -152,10 +152,10 @@ def _fetch(url: str, part: Path, options: Options, recorded: D4RLFile | None) ->
 
 
 def _continue(url: str, part: Path, timeout: float, recorded: D4RLFile | None) -> str:
-    """One try; returns what is wrong with what arrived, or nothing if the file is whole.
+    """One try; returns what is wrong with the result, or nothing if the file is complete.
 
     Raises:
-        UserError: the server's file has another size than D4RL's; nothing of it is loaded.
+        UserError: the server's file differs in size from D4RL's; nothing is downloaded.
     """
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
@@ -170,7 +170,7 @@ def _continue(url: str, part: Path, timeout: float, recorded: D4RLFile | None) -
         part.unlink()
         return f"the {have} bytes here are no beginning of the server's file of {total or 'unknown size'}"
     with response:
-        resumed = response.status == _PARTIAL_CONTENT  # else the server sends all of it
+        resumed = response.status == _PARTIAL_CONTENT  # otherwise the server sends the whole file
         start = have if resumed else 0
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             return "the server sends another part of the file than it was asked for"
@@ -195,7 +195,7 @@ def _continue(url: str, part: Path, timeout: float, recorded: D4RLFile | None) -
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Download what the flags ask for; exit 2 if something is missing in the end."""
+    """Download the requested files; exits with 2 if any is missing at the end."""
     with exit_on_user_error():
         options = parse_options(
             Options,

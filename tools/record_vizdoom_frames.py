@@ -12,7 +12,7 @@ The file holds, for S seeds:
     seeds     (S,) int64
     actions   (S, T - 1) uint8
     pictures  (S, T, 3) uint64: the first eight bytes, little-endian, of the SHA-256 of each picture, (3, 180, 320)
-              uint8; some are the same where little of the floor is seen
+              uint8; some are the same if little of the floor is visible
 """
 
 import hashlib

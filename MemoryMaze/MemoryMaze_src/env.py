@@ -5,7 +5,7 @@ of the target ball; touching it gives a reward of 1 and selects another target. 
 episode, so an agent that remembers where it saw each ball earns more. Only the time limit of 1000 steps ends the
 episode (2000, 3000, 4000); an agent that knows the map reaches about 31 balls in 9x9.
 
-Actions: 0 nothing, 1 forward, 2 turn left, 3 turn right, 4 forward and left, 5 forward and right; four a second. The
+Actions: 0 nothing, 1 forward, 2 turn left, 3 turn right, 4 forward and left, 5 forward and right; four per second. The
 agent sees (3, 64, 64) uint8, channels red, green, blue first.
 
 An episode depends only on its seed and the actions: pictures and rewards equal those of the package's task.
@@ -56,21 +56,21 @@ class MemoryMazeEnv(SeededEnv):
 
     - ``maze_layout`` (size, size) bool, row y, column x, True = free;
     - ``agent_pos`` (2,), ``agent_dir`` (2,) float64: x and y of the agent, and of the unit vector in which it faces;
-    - ``targets_pos`` (n, 2) float64: x and y of the balls; ``target_index`` int: which of them is asked for.
+    - ``targets_pos`` (n, 2) float64: x and y of the balls; ``target_index`` int: which of them is the target.
 
     Args:
         size: cells of a side: 9, 11, 13 or 15.
         max_steps: steps until truncation; None: the package's, 1000, 2000, 3000, 4000.
         privileged: fill ``info``.
         render_mode: None, or "rgb_array" for `render`.
-        view: what `render` shows unless told: "agent", what the agent sees, or "top", the maze from above. (What
-            `gymnasium.make` returns cannot be told.)
+        view: what `render` shows by default: "agent", what the agent sees, or "top", the maze from above. (After
+            `gymnasium.make`, `render` takes no argument.)
 
     Raises:
         UserError: a value is out of range, or (by the first reset) a package is missing or nothing can draw.
     """
 
-    # Videos are four times as fast as the agent lives
+    # Videos play at four times the agent's speed
     metadata = {"render_modes": ["rgb_array"], "render_fps": 4 * STEPS_PER_SECOND}
     seeds_below = drawn_below = SEED_LIMIT
 
@@ -120,7 +120,7 @@ class MemoryMazeEnv(SeededEnv):
 
     def _start(self, seed: int, options: dict[str, Any]) -> None:
         self.close()
-        # The package's generator of mazes is seeded once, where it is made: only a new task gives the seed's episode.
+        # The package's generator of mazes is seeded only when it is made, so only a new task gives the seed's episode.
         self._maze = Maze(self.size, seed, views=self.render_mode is not None)
         self._observe()
 

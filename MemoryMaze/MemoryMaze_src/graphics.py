@@ -27,7 +27,7 @@ _PACKAGE = "memory_maze"
 
 @functools.cache
 def maze_tasks() -> ModuleType:
-    """``memory_maze.tasks``, ready to draw; sets ``MUJOCO_GL`` where the user has not.
+    """``memory_maze.tasks``, ready to draw; sets ``MUJOCO_GL`` unless the user has.
 
     The package registers its environments with the old ``gym`` on import and fails without it. Its tasks do not need
     it: they are imported under a bare parent module with the package's path.

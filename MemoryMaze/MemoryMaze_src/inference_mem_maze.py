@@ -4,8 +4,8 @@
     python3 MemoryMaze/MemoryMaze_src/inference_mem_maze.py --checkpoint RUN_DIR --episodes 100 --knock_out true
     python3 MemoryMaze/MemoryMaze_src/inference_mem_maze.py --checkpoint RUN_DIR --video 2 --pictures pictures
 
-Prints the balls found per episode; with --players true, also by players without a model in the same mazes. Mazes, the
-return asked for and how actions are chosen are the run's, unless flags say otherwise.
+Prints the balls found per episode; with --players true, also by players without a model in the same mazes. Mazes,
+target return and the choice of actions are those of the run, unless flags say otherwise.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""Finding the way in a maze: distances over its free ground, and the action that follows them best.
+"""Finding paths in a maze: distances over its free ground, and the action that follows them best.
 
-Positions and lengths are in cells. The ground is a grid of ``PER_CELL`` points per cell and side; every distance is the
-length of a shortest way over it, along 16 directions. An agent of some width does not get round a corner on a
-shortest way, so points near a wall count four times.
+Positions and lengths are in cells. The ground is a grid of ``PER_CELL`` points per cell and side; distances are
+lengths of shortest paths along 16 directions. A shortest path cuts corners too closely for an agent with a width, so
+points near a wall count four times.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 PER_CELL = 8
 REACH = 0.3  # an agent nearer than this to a goal has reached it
 
-_CLEARANCE = 0.35  # from walls, where the ground is as good as it gets
+_CLEARANCE = 0.35  # from walls, beyond which points have no extra cost
 _NEAR_WALL = 4.0  # cost factor near a wall
-_FAR = 99.0  # distance from where no way leads
+_FAR = 99.0  # distance of unreachable points
 _DEPTH = 4  # actions looked ahead
-_TURN_COST = 0.3  # cells that a radian away from the way ahead is worth
-_REVERSAL_COST = 0.1  # cells that turning back at once is worth; without it the agent may turn left and right for ever
+_TURN_COST = 0.3  # cost of a radian between the heading and the path, in cells
+_REVERSAL_COST = 0.1  # cost of turning straight back, in cells; without it the agent may turn left and right forever
 
 # Measured: in one step the agent advances by these parts of its last three forward commands, and turns by these of its
 # last two; at most 0.25 cells and 0.32 rad.
@@ -34,13 +34,13 @@ _LEFT = np.array([0.0, 0.0, 1.0, -1.0, 1.0, -1.0])
 
 @dataclass(frozen=True)
 class Field:
-    """The ways to a goal; N = size * PER_CELL.
+    """Paths to a goal; N = size * PER_CELL.
 
     Attributes:
         free: (N, N) bool, ground that can be stood on.
-        distance: (N, N) float64, of the shortest way; 0 within reach of a goal.
-        heading: (N, N) float64, radians, the direction of that way.
-        goal: (N, N) int64, the number of the goal that it leads to; arbitrary where there is no way.
+        distance: (N, N) float64, of the shortest path; 0 within reach of a goal.
+        heading: (N, N) float64, radians, the direction of that path.
+        goal: (N, N) int64, the number of the goal that it leads to; arbitrary if there is no path.
     """
 
     free: np.ndarray
@@ -54,7 +54,7 @@ class Field:
         return int(self.goal[y, x])
 
     def reachable(self, position: np.ndarray) -> bool:
-        """Whether a way leads to a goal from a position (2,)."""
+        """Whether a path leads to a goal from a position (2,)."""
         x, y = fine_point(position, len(self.free))
         return bool(self.distance[y, x] < _FAR - REACH)
 
@@ -66,7 +66,7 @@ def fine_point(position: np.ndarray, count: int) -> tuple[int, int]:
 
 
 def field(layout: np.ndarray, goals: np.ndarray) -> Field:
-    """The ways to the nearest of some goals.
+    """Paths to the nearest of some goals.
 
     Args:
         layout: (size, size) bool, True = free.
@@ -89,7 +89,7 @@ def field(layout: np.ndarray, goals: np.ndarray) -> Field:
     distance, _, origin = dijkstra(graph, directed=False, indices=sources, min_only=True, return_predecessors=True)
     goal = numbers[np.minimum(np.searchsorted(sources, origin), len(sources) - 1)].reshape(free.shape)
     distance = distance.reshape(free.shape)
-    # Walls are as far as the ground beside them, so that close to one the way along it is still seen.
+    # Walls are as far as the ground beside them, so headings along a wall are right close to it.
     beside: Any = distance_transform_edt(~np.isfinite(distance), return_distances=False, return_indices=True)
     slope_y, slope_x = np.gradient(distance[tuple(beside)])
     heading = np.arctan2(-slope_y, -slope_x)
@@ -145,7 +145,7 @@ class Pilot:
 
 @dataclass(frozen=True)
 class _Edges:
-    """Ways between neighbouring points: the points passed (4, E), both ends first, and their lengths (E,) in cells."""
+    """Edges between neighbouring points: the points passed (4, E), both ends first, and their lengths (E,) in cells."""
 
     passed: np.ndarray
     lengths: np.ndarray
@@ -153,7 +153,7 @@ class _Edges:
 
 @functools.cache
 def _edges(count: int) -> _Edges:
-    """All ways between neighbours on a ground of count x count points that is free throughout."""
+    """All edges between neighbours on a completely free ground of count x count points."""
     numbers = np.arange(count * count).reshape(count, count)
     passed, lengths = [], []
     for down, right in ((0, 1), (1, 0), (1, 1), (1, -1), (1, 2), (2, 1), (1, -2), (2, -1)):

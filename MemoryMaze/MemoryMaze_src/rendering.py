@@ -1,8 +1,8 @@
-"""Drawing mazes: many at once, with their textures in memory once.
+"""Drawing mazes: many at once, with a single copy of their textures.
 
-The textures of a maze take 200 MB, and loading them is the slowest part of starting an episode; yet all mazes of a size
-have the same ones. So a maze is compiled with one-pixel stand-ins, and draws with the textures loaded into the graphics
-library for the first one: all mazes of a process share one OpenGL context, where a texture is a number.
+The textures of a maze take 200 MB, and loading them is the slowest part of starting an episode; but all mazes of a size
+share them. So a maze is compiled with one-pixel placeholders, and draws with the textures that were loaded into the
+graphics library for the first one: all mazes of a process share one OpenGL context, where a texture is a number.
 
     shared context   texture numbers  7  8  9 ...   made from the images, once per process and set of textures
                                       |  |  |
@@ -28,7 +28,7 @@ _FONT_SCALE = 100  # per cent; nothing is written into the pictures
 _ARROW_COLOR = np.array([1.0, 0.0, 1.0, 1.0], dtype=np.float32)
 _ARROW_WIDTH = 0.15  # metres
 
-# Contexts must be freed while there is an OpenGL context: what is left is, at exit.
+# Contexts must be freed while the OpenGL context exists; remaining ones are freed at exit.
 _alive: weakref.WeakSet[Context] = weakref.WeakSet()
 
 
@@ -48,7 +48,7 @@ class Textures:
         self.elements: list[ElementTree.Element] = []
         asset = root.find("asset")
         assert asset is not None  # every maze has textures
-        same: dict[str | None, str] = {}  # texture -> the one that stands for it
+        same: dict[str | None, str] = {}  # texture -> the one that replaces it
         first: dict[str, str] = {}  # file -> the first texture of it
         for texture in list(asset.iter("texture")):
             name, file = texture.attrib["name"], texture.get("file")
@@ -151,7 +151,7 @@ def _opengl() -> Any:
     from dm_control import _render
 
     context = _render.Renderer(max_width=1, max_height=1)  # the size of a window; pictures have buffers of their own
-    atexit.register(_free_all)  # behind dm_control's own, so that it runs before it
+    atexit.register(_free_all)  # registered after dm_control's own, so that it runs before it
     return context
 
 
@@ -159,8 +159,9 @@ def _opengl() -> Any:
 def _drawing() -> Iterator[Any]:
     """The thread that draws (OSMesa has one of its own), with this process's OpenGL context current in it.
 
-    dm_control leaves out what it takes to be current already, but knows only its own contexts: gymnasium's MuJoCo, or
-    whatever else draws in this process, may have taken its place, and mazes would be drawn there or not at all.
+    dm_control does not make a context current that it believes to be current, but it only knows its own contexts. If
+    Gymnasium's MuJoCo, or anything else that draws in this process, has replaced it, mazes would be drawn there, or not
+    at all.
     """
     opengl = _opengl()
     with opengl.make_current() as thread:
@@ -182,7 +183,7 @@ def _free_all() -> None:
 
 @functools.lru_cache(maxsize=4)  # one set for each size of maze
 def _loaded(textures: str, files: frozenset[tuple[str, bytes]]) -> Any:
-    """MuJoCo's context of a model that is nothing but textures."""
+    """MuJoCo's context of a model that only has textures."""
     mujoco: Any = import_module("mujoco")  # compiled, without types
 
     model = mujoco.MjModel.from_xml_string(

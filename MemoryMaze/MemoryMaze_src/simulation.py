@@ -168,8 +168,8 @@ class Maze:
 def _package_task(tasks: types.ModuleType, size: int, seed: int) -> tuple[Any, np.random.RandomState, list[np.ndarray]]:
     """The package's task of a seed, its generator and its actions.
 
-    The package also wraps the task in an environment, which compiles a model of a maze that is never played. A stand-in
-    keeps what it is given instead.
+    The package also wraps the task in an environment, which compiles a model of a maze that is never played. A stub
+    keeps its arguments instead.
     """
     with mock.patch.object(tasks, "composer", types.SimpleNamespace(Environment=types.SimpleNamespace)):
         wrapped = getattr(tasks, f"memory_maze_{size}x{size}")(seed=seed)
@@ -187,13 +187,13 @@ def _compile(model: Any, pixels: int) -> tuple[Any, Context]:
     textures = Textures(root, model.get_assets())
     visual = _child(root, "visual")
     _child(visual, "global").attrib.update(offwidth=str(pixels), offheight=str(pixels))
-    _child(visual, "quality").set("shadowsize", "0")  # 64 MB for lights that cast shadows, of which there are none
+    _child(visual, "quality").set("shadowsize", "0")  # saves 64 MB for lights that cast shadows; there are none
     physics = mjcf.Physics.from_xml_string(ElementTree.tostring(root, encoding="unicode"))
     return physics, Context(physics.model.ptr, textures)
 
 
 def _child(element: ElementTree.Element, name: str) -> ElementTree.Element:
-    """The child of this name, made where there is none."""
+    """The child of this name, added if missing."""
     found = element.find(name)
     return ElementTree.SubElement(element, name) if found is None else found
 

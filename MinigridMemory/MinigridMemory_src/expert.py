@@ -197,7 +197,7 @@ def expert_episodes(
     flaws: Flaws | None = None,
     layouts: Layouts = "own",
 ) -> Episodes:
-    """The expert's results in the mazes of these seeds, to print beside a model's.
+    """The expert's results in the mazes of these seeds, to print with a model's.
 
     Args:
         size: rows and columns of the mazes.

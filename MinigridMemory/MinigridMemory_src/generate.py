@@ -170,7 +170,7 @@ def _attributes(selection: Selection, tally: Tally) -> dict[str, object]:
 
 
 def _collect(selection: Selection, workers: int) -> tuple[Tally, list[Played]]:
-    """Play and check episodes until there are enough; 10,000 episodes of 40 steps take some 15 MB."""
+    """Play and check episodes until there are enough; 10,000 episodes of 40 steps take about 15 MB."""
     tally, kept = Tally.of(selection.trajectories), []
     episodes = _played(selection, workers)
     with closing(episodes), progress_bar(total=selection.trajectories, desc="collecting", unit="episode") as bar:

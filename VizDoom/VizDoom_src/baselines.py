@@ -1,8 +1,8 @@
 """Players without a model in the evaluation's episodes: baselines for a model's returns.
 
 - ``random``: any action with equal probability.
-- ``colour-blind``: the expert, which takes every item for one of the right colour.
-- ``always red``: the expert, which goes for red items whatever the pillar shows: right in half of its episodes.
+- ``colour-blind``: the expert, which takes every item to be of the right colour.
+- ``always red``: the expert, which collects red items whatever the pillar shows; right in half of the episodes.
 - ``expert, limited view``: as in the data; ``expert, full view``: it knows where everything is. Both know the colour.
 
 Playing takes minutes and always gives the same episodes, so they are cached.

@@ -2,7 +2,7 @@
 
     python3 VizDoom/VizDoom_src/inference_vizdoom.py --checkpoint RUN_DIR --episodes 100 --video 4
 
-Prints returns by colour, beside those of players without a model, and records episodes as MP4 files.
+Prints returns by colour, with those of players without a model, and records episodes as MP4 files.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Make results/vizdoom*: every model of a setting, every seed, beside players without a model.
+"""Make results/vizdoom*: every model of a setting, every seed, and players without a model.
 
     python3 VizDoom/VizDoom_src/reproduce.py --seeds 1 2 3
     python3 VizDoom/VizDoom_src/reproduce.py --seeds 1 2 --models LSTM MLP
@@ -72,7 +72,7 @@ class Options(PageOptions):
     # fast: RATE, LSTM and MLP with config_fast.yaml, on a CPU; published: RATE and DT with config.yaml, on a GPU if
     # there is one
     setting: Setting = "fast"
-    # Graphics, see train_vizdoom.py; none = the setting's. Other graphics get runs and pages of their own
+    # Graphics, see train_vizdoom.py; none = the setting's. Other graphics have separate runs and pages
     graphics: Graphics | None = None
 
     @property

@@ -16,7 +16,7 @@ Two variants:
 - ``published``: the stock sprites, and scripts that draw from the engine's random numbers in the order of the
   original, so that a seed gives the same episode as there; with the graphics ``published`` (`graphics.py`), frame by
   frame. An item is a piece of armour that absorbs part of the damage, so a wrong item costs 17 (green) or 13 (red)
-    health, although the script says 25.
+  health, although the script says 25.
 - ``clear``: large, bright sprites of our own, and exactly 25 health gained or lost. Seeds give other layouts.
 
 WADs are built on first use and cached.
