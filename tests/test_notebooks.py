@@ -28,7 +28,7 @@ def commands(monkeypatch) -> list[str]:
     def run(command, *, cwd=".", check):
         found.append(" ".join(command))
         if command[0] == "git":
-            Path(command[-1]).mkdir()
+            (Path(command[-1]) / "RATE_model").mkdir(parents=True)
 
     monkeypatch.setattr(subprocess, "run", run)
     return found
@@ -41,11 +41,12 @@ def test_nothing_happens_outside_colab(first_cell, commands, tmp_path):
 
 def test_colab_clones_and_installs_once(first_cell, commands, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
-    with pytest.raises(SystemExit, match="set REPOSITORY"):
+    with pytest.raises(SystemExit, match="REPOSITORY is empty: set it"):
         exec(first_cell, {})
     named = first_cell.replace('REPOSITORY = ""', 'REPOSITORY = "https://example.org/rate.git"')
     exec(named, {})
     assert len(commands) == 2 and "-e ." in commands[1] and Path.cwd() == tmp_path / "rate"
-    monkeypatch.chdir(tmp_path)
-    exec(named, {})
-    assert len(commands) == 2 and Path.cwd() == tmp_path / "rate"
+    for folder in (tmp_path, tmp_path / "rate"):  # a new session, and the same one
+        monkeypatch.chdir(folder)
+        exec(named, {})
+        assert len(commands) == 2 and Path.cwd() == tmp_path / "rate"
