@@ -147,7 +147,7 @@ def _fetch(url: str, part: Path, options: Options, recorded: D4RLFile | None) ->
         except (HTTPException, TimeoutError, ConnectionError) as error:
             problem = f"the connection broke ({error or type(error).__name__})"
     kept = part.stat().st_size if part.exists() else 0
-    resumable = f" {kept} bytes are kept in '{part}'; running this again goes on there." if kept else ""
+    resumable = f" {kept} bytes are kept in '{part}'; run the command again to resume." if kept else ""
     raise failure(f"cannot download {url}: {problem}.{resumable}")
 
 

@@ -64,6 +64,14 @@ BANNED = {
     r"\bstands? in (its|their) place\b": "the placeholder, or replaces it",
     r"\b(told apart|as many as may be|the work goes on)\b": "distinguished; up to N; continuing",
     r"\bwhat comes? of (it|them)\b": "results",
+    r"\bhanded on\b": "passed on",
+    r"\b(is|are) there already\b": "already exists",
+    r"\bwhat it leaves behind\b": "its output",
+    r"\bpeople have always typed\b": "the published spelling",
+    r"\breturns? (that (is|was) |to be )?asked for\b|\breturns? to ask for\b": "target return",
+    r"\bin one go\b": "without interruption",
+    r"\btr(y|ies|ying) out\b|\btrying things out\b": "try",
+    r"\bwhat becomes of\b": "what happens to",
 }
 
 

@@ -237,7 +237,7 @@ class Stepper(ABC):
 
     @abstractmethod
     def pass_on(self) -> np.ndarray:
-        """Make room for a step. `(B,)` bool: the rows whose memory was handed on because K steps have passed."""
+        """Make room for a step. `(B,)` bool: the rows whose memory was passed on because K steps have passed."""
 
     @abstractmethod
     def append(self, rtg: Tensor | None, observations: Tensor) -> Tensor:

@@ -139,7 +139,7 @@ def evaluate(
         agent: from `load_agent`, or a path.
         environment: a registered id, ``module:Class``, an environment, or a function that makes one.
         episodes: with seeds 0, 1, ...
-        target_return: the return to ask for; agents without returns (`condition="none"`) need none.
+        target_return: the return to aim for; agents without returns (`condition="none"`) need none.
         greedy: take the most probable action; False: sample from the predicted distribution.
         seed: for sampled actions.
         transform_memory: see `Actor`, and `knock_out_memory`.

@@ -1,4 +1,4 @@
-"""What becomes of memory that is freed."""
+"""Keep freed memory in the process instead of returning it to the system."""
 
 import ctypes
 from functools import cache

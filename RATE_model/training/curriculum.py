@@ -93,7 +93,7 @@ class AdaptiveStages:
     """A stage ends when solved (`metric` was 1 for `streak` batches in a row), or unsolved after `max_batches`.
 
     After the last stage the learning rate is annealed over `anneal_batches` batches; without that, runs sometimes lost
-    what they had learned about lengths beyond the training data. `solved` tells whether all stages were solved.
+    what they had learned about lengths beyond the training data. `solved` says whether all stages were solved.
     """
 
     stages: Sequence[int]

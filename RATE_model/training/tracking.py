@@ -5,7 +5,7 @@
     <run>/timing.jsonl    {"step": 40, "seconds": 12.5} for every line ever written to metrics.jsonl; never truncated
     <run>/wandb/          wandb's files; <run>/wandb_id has the id under which a resumed run continues
 
-wandb is imported only when it is used, and whatever it does, training goes on: its failures become one warning. Before
+wandb is imported only when it is used, and training continues whatever it does: its failures become one warning. Before
 going online the key and the network are tried out in a separate process, with a time limit, since wandb.init by
 itself retries for 100 s.
 """

@@ -49,7 +49,7 @@ def play(
 def test_seeds_are_never_those_of_data():
     seeds = ENVIRONMENT.seeds(3)
     assert seeds.tolist() == [2**31, 2**31 + 1, 2**31 + 2]
-    assert FIRST_DATA_SEED + 10**8 < seeds[0], "room for more episodes than anybody makes"
+    assert FIRST_DATA_SEED + 10**8 < seeds[0], "room for more episodes than data will ever have"
 
 
 def test_published_metric_names():

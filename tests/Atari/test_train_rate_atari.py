@@ -196,7 +196,7 @@ def test_cloned_behaviour_does_not_depend_on_returns(here):
 
 MISTAKES = {
     "a game that is none": ("--game Chess", "--game Chess", "Breakout, Qbert, Seaquest, Pong", "any ALE game works"),
-    "no return to ask for": ("--game SpaceInvaders", "--target_return: SpaceInvaders has no published target"),
+    "no target return": ("--game SpaceInvaders", "--target_return: SpaceInvaders has no published target"),
     "no segment": ("--segments 0", "--segments 0: must be at least 1"),
     "no step": ("--context_length 0", "--context_length 0: must be at least 1"),
     "no buffer": ("--buffers 0", "--buffers 0: must be at least 1"),

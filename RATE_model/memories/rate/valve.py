@@ -7,7 +7,7 @@ M'. Variants and names are those of the RATE paper (arXiv 2306.09459, section 3 
     CA-1     M' = MultiHead(query = act(W), key = value = M): each written token decides what to keep.
     G        a gate, with a sigmoid of the result
     GRU      M' = GRU cell(input = W, state = M)
-    LSTM     M', C' = LSTM cell(input = W, state = M, cell = C); C is passed on beside M, and zero at the start
+    LSTM     M', C' = LSTM cell(input = W, state = M, cell = C); C is passed on along with M, and zero at the start
     FSQ      M' = round(tanh(s * W)), each number -1, 0 or 1; not in the paper
     none     M' = W, as in the Recurrent Memory Transformer
 

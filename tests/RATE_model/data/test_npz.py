@@ -105,7 +105,7 @@ def test_other_names_of_files_and_arrays(tmp_path):
 
 
 def test_directories_named_like_files_are_skipped(tmp_path):
-    """The published collector made one beside every file, and doubled the file's name."""
+    """The published collector made a directory next to every file, and doubled the file's name."""
     folder = save(tmp_path / "data", {i: episode(i) for i in (2, 10)}, name="train_data_{0}.npztrain_data_{0}.npz")
     save(folder, {3: episode(3)})
     for number in (2, 10):

@@ -249,7 +249,7 @@ class StepContract:
             own = take(inputs, slice(row, row + 1), valid[row])
             if valid[row].any():
                 torch.testing.assert_close(logits[row, valid[row]], logits_of(agent, own)[0], **CLOSE)
-        if side == "left":  # such trajectories go on
+        if side == "left":  # such trajectories continue
             more = inputs_of(spec, 5, K, seed=1)
             going, _ = agent(*more, everywhere(more), state)
             for row in range(5):

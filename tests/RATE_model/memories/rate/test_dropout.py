@@ -1,4 +1,4 @@
-"""Dropout: how much is dropped, what is left, where the numbers come from."""
+"""Dropout: how much is dropped, the scale of the rest, and the random numbers."""
 
 import pytest
 import torch
