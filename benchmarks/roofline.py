@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks import common, train_step
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
 from RATE_model.cli.settings import at_least
-from RATE_model.memories.rate.blocks import Piece, pieces
+from RATE_model.memories.rate.blocks import Piece, step_pieces
 from RATE_model.memories.rate.layout import Layout
 from RATE_model.system.products import linear
 
@@ -52,13 +52,12 @@ class Options:
 
 
 def operations(piece: Piece, batch: int, width: int, dtype: torch.dtype) -> list[tuple[str, Callable[[], Tensor], int]]:
-    """Of one block, forwards and backwards: kind, call, and operations of a product; see `blocks.StepAttention`."""
+    """Of one block, forwards and backwards: kind, call, and operations of a product; see `blocks.BlockAttention`."""
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape).to(dtype)
 
-    rows, inner, columns = batch * piece.count, piece.heads * width, piece.columns
-    distances = piece.heads * piece.distances
+    rows, inner, columns, distances = batch * piece.count, piece.heads * width, piece.width, piece.scores
     tokens, query, content, near = (
         random(rows, width),
         random(inner, width),
@@ -116,7 +115,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
         seconds, flops = defaultdict(float), defaultdict(int)
         for last in (False, True):
             times = options.segments * (1 if last else config.n_layer - 1)
-            for piece in pieces(layout.step_rows(last=last), cached=0, columns=layout.length, heads=config.n_head):
+            for piece in step_pieces(layout.step_rows(last=last), cached=0, columns=layout.length, heads=config.n_head):
                 for block in piece.blocks(options.batch_size, common.DTYPES[precision]):
                     size = block.stop - block.start
                     for kind, call, count in operations(piece, size, config.d_model, common.DTYPES[precision]):

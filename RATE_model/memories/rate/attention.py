@@ -31,14 +31,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from RATE_model.memories.rate.blocks import Distances, Piece, StepAttention
+from RATE_model.memories.rate.blocks import BlockAttention, Distances, Piece
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.memories.rate.dropout import Dropout, dropout
 from RATE_model.memories.rate.wrap_around import wrap_around
 from RATE_model.system.products import linear
 
-# How the rows of steps are computed: "shared" (`RelativeAttention.forward`; everywhere), "blocks" (`blocks`; large
-# batches on a CPU) or "fused" (PyTorch's fused kernels). They differ by rounding. Memory tokens' rows are "shared".
+# How attention is computed: "shared" (`RelativeAttention.forward`; everywhere), "blocks" (`blocks`; large batches on a
+# CPU) or "fused" (PyTorch's fused kernels; memory tokens' rows are "shared"). They differ by rounding.
 Form = Literal["shared", "blocks", "fused"]
 
 
@@ -83,7 +83,7 @@ class Folded:
     distances: Distances | None = None  # for "blocks" alone
 
     def for_blocks(self) -> tuple[tuple[Tensor, ...], int]:
-        """The weights and the farthest distance that `StepAttention` takes."""
+        """The weights and the farthest distance that `BlockAttention` takes."""
         assert self.distances is not None
         distances = self.distances.weight, self.distances.bias
         weights = (self.content_weight, self.content_bias, *distances, self.output_weight)
@@ -255,7 +255,7 @@ class RelativeAttention(nn.Module):
         return self.dropout(attended), probabilities
 
     def blocks(self, states: Tensor, folded: Folded, pieces: list[Piece]) -> Tensor:
-        """What `forward` returns first, of the rows of steps, by `blocks`.
+        """What `forward` returns first, of all rows, by `blocks`.
 
         Args:
             states: `(B, k, d_model)`, attention inputs of cache and segment.
@@ -267,7 +267,7 @@ class RelativeAttention(nn.Module):
         weights, farthest = folded.for_blocks()
         dropatt = self.dropatt if self.training else 0.0
         with torch.autocast(device, enabled=False):
-            attended = StepAttention.apply(states.to(dtype), *weights, farthest, pieces, dropatt)
+            attended = BlockAttention.apply(states.to(dtype), *weights, farthest, pieces, dropatt)
         return self.dropout(attended)
 
     def fused(

@@ -1,40 +1,49 @@
-"""Attention of a segment's steps in large batches on a CPU: the scores of `attention`, computed by distance.
+"""Attention of a segment in large batches on a CPU: the scores of `attention`, computed by distance.
 
 Three things make it fast there. The results differ from `attention`'s by rounding alone, which a test holds.
 
 *   What a query has to say to a distance p is linear in the token: (W_q x + v) . W_r t(p) = U_p x + c_p. All U_p are
-    projected once per pass, for all trajectories. One product then gives a token's scores by distance, and reading it
-    one number later in each row, as a view, gives them by column:
+    projected once per pass, for all trajectories. One product then gives a token's scores by distance, head by head,
+    from the distance between the last row and column 0 down to one per column. Those of a trajectory, read from one
+    number later for each row up to the last, are scores by column; with a number left over at the end of each row,
+    rows follow one another without a gap. Three columns, two heads of the rows 1 and 2:
 
-        by distance, far to near        by column 0 ... k-1
-        row i    | 5 4 3 2 1 0 - -      | 3 2 1 0 - -       a row's own distances begin where the row says;
-        row i+1  | 5 4 3 2 1 0 - -      | 4 3 2 1 0 -       - are later columns: their c_p is -inf, which masks them
+        by distance     | 2 1 0  2 1 0  - | 2 1 0  2 1 0  - |
+        by column         | 0 1 2  0 1 2  | 0 1 2  0 1 2  |        (row 1: distances 1 0 2, row 2: distances 2 1 0)
 
-    No query is rotated, and no mask is added.
+    Behind a row's distance 0 stands another head's or row's number: it is hidden, as later columns are. No query is
+    rotated, and nothing is copied.
 *   Pieces of rows end where columns are a multiple of 32: the softmax of a bfloat16 row of 95 numbers takes three times
     as long as that of 96.
 *   Trajectories go through a piece in blocks, whose scores stay in the cache in float32; and the gradient is written
     out, which saves autograd's copies.
+
+A block of memory tokens is a piece of its own. Its tokens also see columns to their right, by the distances of
+`wrap_around`, which are part of the same table.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from RATE_model.memories.rate.dropout import scaled_mask
-from RATE_model.memories.rate.wrap_around import shifted
+from RATE_model.memories.rate.layout import Layout
+from RATE_model.memories.rate.wrap_around import shifted, unshifted
 from RATE_model.system.products import linear
 
 # Columns of a piece end at multiples of this.
 _COLUMNS = 32
 # ... and in acting at multiples of this, the float32 numbers in a register of AVX-512: softmax is slow on fewer.
 _LANES = 16
-# A piece has columns up to this far to the right of its first row.
-AHEAD = 3 * _COLUMNS
+# A piece has columns up to this far to the right of its last row.
+AHEAD = _COLUMNS
 # Scores of a block. In float32 they are to stay in the cache; in bfloat16 products are so fast that calls count more.
 _SCORES = {torch.float64: 2**17, torch.float32: 3 * 2**18, torch.bfloat16: 2**21}
 
@@ -44,19 +53,25 @@ class Distances:
     """What a layer's queries have to say to each distance, from `farthest` down to `nearest`; see the module."""
 
     weight: Tensor  # (n_head, distances, d_model): U
-    bias: Tensor  # (n_head, distances): c, -inf below 0
+    bias: Tensor  # (n_head, distances): c
     farthest: int
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows of a segment, and the first `columns` of [cache; segment], more than which none of them may see."""
+    """Some rows of a segment, and the range of columns of [cache; segment] outside which none of them may see."""
 
     rows: slice
     count: int
-    columns: int
+    columns: slice
     cached: int
     heads: int
+    wrap: int | None = None  # of a block of memory tokens: the farthest of the distances that wrap around
+
+    @property
+    def width(self) -> int:
+        """How many columns there are."""
+        return self.columns.stop - self.columns.start
 
     @property
     def stride(self) -> int:
@@ -69,9 +84,25 @@ class Piece:
         return (self.count - 1) * self.stride
 
     @property
-    def distances(self) -> int:
-        """How many distances there are between any of its rows and any of its columns."""
-        return self.columns + self.spread
+    def farthest(self) -> int:
+        """The distance from the last row to the first column."""
+        return self.cached + self.rows.start + self.spread - self.columns.start
+
+    @property
+    def scores(self) -> int:
+        """How many numbers a row of scores by distance has."""
+        return self.heads * self.width + self.stride
+
+    @property
+    def own(self) -> slice:
+        """Where the rows of a block of memory tokens are among the columns."""
+        first = self.farthest - self.spread
+        return slice(first, first + self.count)
+
+    @property
+    def right(self) -> Tensor:
+        """Which of `own` lie to the right of a row: bool, to compare with `(B, r, n_head, r)`."""
+        return torch.ones(self.count, self.count, dtype=torch.bool).triu(1)[:, None]
 
     def tokens(self, states: Tensor) -> Tensor:
         """The rows of `states` `(B, k, d)`: a view `(B, r, d)`."""
@@ -82,48 +113,97 @@ class Piece:
 
         In bfloat16 a copy: every product with a view would make one of its own.
         """
-        keys = states[:, : self.columns]
+        keys = states[:, self.columns]
         return keys.contiguous() if states.dtype == torch.bfloat16 else keys
 
-    def part(self, tensor: Tensor, farthest: int) -> Tensor:
+    def near(self, tensor: Tensor, farthest: int) -> Tensor:
         """Of `Distances.weight` or `.bias`, or their gradients, a view of the distances of this piece."""
-        first = farthest - (self.cached + self.rows.start + self.spread)
-        return tensor[:, first : first + self.distances]
+        first = farthest - self.farthest
+        return tensor[:, first : first + self.width]
+
+    def wrapped(self, tensor: Tensor, farthest: int) -> Tensor:
+        """The same of the distances that wrap around."""
+        assert self.wrap is not None
+        return tensor[:, farthest - self.wrap : farthest - self.wrap + self.count]
+
+    def weights(self, weight: Tensor, bias: Tensor, farthest: int) -> list[Tensor]:
+        """Weight `(scores, d_model)` and bias `(scores,)` of scores by distance; of a block of memory tokens also those
+        of the distances that wrap around."""
+        weight_bias = [weight, bias.unsqueeze(-1)]
+        found = [F.pad(self.near(part, farthest).flatten(0, 1), (0, 0, 0, self.stride)) for part in weight_bias]
+        if self.wrap is not None:
+            found += [self.wrapped(part, farthest).flatten(0, 1) for part in weight_bias]
+        found[1::2] = [part.squeeze(-1) for part in found[1::2]]
+        return found
 
     def by_column(self, by_distance: Tensor) -> Tensor:
-        """Scores by distance `(B * r, n_head * distances)`, read by column: a view `(B, r, n_head, k)`."""
-        width = self.heads * self.distances
-        shape = (len(by_distance) // self.count, self.count, self.heads, self.columns)
-        strides = (self.count * width, width - self.stride, self.distances, 1)
-        return by_distance.as_strided(shape, strides, by_distance.storage_offset() + self.spread)
+        """Scores by distance `(B * r, scores)`, read by column: a view `(B, r, n_head, k)`."""
+        shape = (self.count, self.heads, self.width)
+        by_trajectory = by_distance.view(-1, self.count * self.scores)
+        return by_trajectory[:, self.spread : self.spread + math.prod(shape)].unflatten(1, shape)
+
+    def room(self, batch: int, like: Tensor) -> Tensor:
+        """For scores by distance `(batch * r, scores)`, to be filled by column: what no column covers is zero."""
+        room = like.new_empty(batch * self.count, self.scores)
+        by_trajectory = room.view(batch, -1)
+        by_trajectory[:, : self.spread] = 0
+        by_trajectory[:, -self.stride :] = 0
+        return room
+
+    def hide(self, scores: Tensor) -> None:
+        """Set later columns of scores `(B, r, n_head, k)` to -inf, and those to the right of a block."""
+        first, stride = (self.own.start + 1, self.stride) if self.wrap is None else (self.own.stop, 0)
+        if first < self.width:
+            start = first // _LANES * _LANES  # sums of fewer columns, or of others, are slow
+            scores[..., start:] += _later(self.count, self.width - start, first - start, stride, scores.dtype)
 
     def blocks(self, batch: int, dtype: torch.dtype) -> Iterator[slice]:
         """Trajectories that are computed together; each of torch's threads has a cache of its own."""
-        most = max(1, torch.get_num_threads() * _SCORES[dtype] // (self.count * self.heads * self.columns))
+        most = max(1, torch.get_num_threads() * _SCORES[dtype] // (self.count * self.heads * self.width))
         size = -(-batch // -(-batch // most))
         return (slice(start, min(start + size, batch)) for start in range(0, batch, size))
 
 
-def step_piece(start: int, count: int, columns: int, heads: int) -> Piece:
-    """For `step_attention`: `count` rows from `start` on, among `columns` columns, of which it takes what it needs."""
-    seen = -(-(start + count) // _LANES) * _LANES
-    return Piece(slice(start, start + count, 1), count, min(seen, columns), 0, heads)
+@lru_cache(maxsize=256)
+def _later(rows: int, columns: int, seen: int, stride: int, dtype: torch.dtype) -> Tensor:
+    """-inf in columns `(rows, 1, columns)` that are later than a row, else 0; row i may see `seen + stride * i`."""
+    later = torch.arange(columns) >= seen + stride * torch.arange(rows)[:, None]
+    return torch.zeros(later.shape, dtype=dtype).masked_fill(later, float("-inf"))[:, None]
 
 
-def pieces(rows: range, *, cached: int, columns: int, heads: int) -> list[Piece]:
+def acting_piece(start: int, count: int, columns: int, heads: int, wrap: int | None = None) -> Piece:
+    """For `act`: `count` rows from `start` on, among `columns` columns, of which it takes what it needs."""
+    seen = min(-(-(start + count) // _LANES) * _LANES, columns)
+    return Piece(slice(start, start + count, 1), count, slice(0, seen), 0, heads, wrap)
+
+
+def pieces(layout: Layout, *, last: bool, heads: int, wrap: int) -> list[Piece]:
+    """The rows of a segment in order, or those that the `last` layer is asked for; `wrap` as in `Piece`."""
+    cached, tokens = layout.cached, layout.tokens
+    found = step_pieces(layout.step_rows(last=last), cached=cached, columns=cached + layout.length, heads=heads)
+    if tokens and not last:
+        read = Piece(slice(0, tokens, 1), tokens, slice(cached, cached + tokens), cached, heads, wrap)
+        found.insert(0, read)
+    if tokens:
+        written = slice(layout.written.start, layout.written.stop, 1)
+        found.append(Piece(written, tokens, slice(cached, cached + layout.length), cached, heads, wrap))
+    return found
+
+
+def step_pieces(rows: range, *, cached: int, columns: int, heads: int) -> list[Piece]:
     """Cut the rows of a segment's steps behind `cached` columns, `columns` in all."""
     span = _COLUMNS if rows.step == 1 else 2 * _COLUMNS
     found, start = [], rows.start
     while start < rows.stop:
         border = (cached + start + span) // span * span
         part = range(start, min(rows.stop, border - cached), rows.step)
-        seen = -(-(cached + part[-1] + 1) // _COLUMNS) * _COLUMNS
-        found.append(Piece(slice(start, part[-1] + 1, rows.step), len(part), min(seen, columns), cached, heads))
+        seen = min(-(-(cached + part[-1] + 1) // _COLUMNS) * _COLUMNS, columns)
+        found.append(Piece(slice(start, part[-1] + 1, rows.step), len(part), slice(0, seen), cached, heads))
         start = part[-1] + rows.step
     return found
 
 
-class StepAttention(torch.autograd.Function):
+class BlockAttention(torch.autograd.Function):
     """Attention of the rows of some pieces, before the dropout of the output.
 
     `apply(states, content_weight, content_bias, weight, bias, output_weight, farthest, pieces, dropatt)`: states
@@ -150,14 +230,11 @@ class StepAttention(torch.autograd.Function):
         weight, bias = weight.to(dtype), bias.to(dtype)
         begin = 0
         for piece in pieces:
-            of_distances = piece.part(weight, farthest).flatten(0, 1)
-            bias_of_distances = piece.part(bias, farthest).flatten()
-            saved.append(of_distances)
+            weights = piece.weights(weight, bias, farthest)
+            saved += weights[::2]
             for block in piece.blocks(batch, dtype):
                 tokens, keys = piece.tokens(states[block]).flatten(0, 1), piece.keys(states[block])
-                queries, probabilities = _look(
-                    tokens, keys, (queries_weight, queries_bias, of_distances, bias_of_distances), piece
-                )
+                queries, probabilities = _look(tokens, keys, [queries_weight, queries_bias, *weights], piece)
                 mask = scaled_mask(probabilities, dropatt) if dropatt else None
                 context = torch.bmm(probabilities if mask is None else probabilities * mask, keys)
                 context = context.view(len(tokens), -1)
@@ -185,13 +262,12 @@ class StepAttention(torch.autograd.Function):
         of_output = torch.zeros(output.shape[::-1], dtype=dtype)
         begin = 0
         for piece in pieces:
-            of_distances = next(held)
+            near = next(held)
+            wrapped = None if piece.wrap is None else next(held)
             rows = piece.heads * piece.count
-            sums = torch.zeros(width, len(of_distances), dtype=dtype)
-            bias_sums = torch.zeros(len(of_distances), dtype=dtype)
+            sums, bias_sums = torch.zeros(width, len(near), dtype=dtype), torch.zeros(len(near), dtype=dtype)
             blocks = list(piece.blocks(len(states), states.dtype))
-            # What lies beside a row's columns stays zero, block after block.
-            room = states.new_zeros(blocks[0].stop * piece.count, len(of_distances))
+            room = piece.room(blocks[0].stop, states)
             for block in blocks:
                 queries, probabilities, context, mask = (next(held) for _ in range(4))
                 tokens, keys = piece.tokens(states[block]).flatten(0, 1), piece.keys(states[block])
@@ -208,73 +284,68 @@ class StepAttention(torch.autograd.Function):
                     of_probabilities, probabilities, -1, probabilities.dtype
                 )
                 of_keys.baddbmm_(of_scores.transpose(1, 2), queries)
-                of_states[block, : piece.columns] += of_keys
+                of_states[block, piece.columns] += of_keys
                 of_block = torch.bmm(of_scores, keys).view(len(tokens), -1)
                 by_distance = room[: len(tokens)]
                 by_column = piece.by_column(by_distance)
-                by_column.copy_(of_scores.view(by_column.shape))
-                of_tokens = linear(of_block, queries_weight.t()).add_(linear(by_distance, of_distances.t()))
+                of_scores = of_scores.view(by_column.shape)
+                by_column.copy_(of_scores)
+                of_tokens = linear(of_block, queries_weight.t())
+                if wrapped is not None:
+                    by_column[..., piece.own].masked_fill_(piece.right, 0)
+                    far = unshifted(of_scores[..., piece.own] * piece.right).reshape(len(tokens), -1)
+                    of_tokens += linear(far, wrapped.t())
+                    piece.wrapped(of_weight, farthest).add_(linear(far.t(), tokens.t()).unflatten(0, (piece.heads, -1)))
+                    piece.wrapped(of_bias, farthest).add_(far.sum(0).view(piece.heads, -1))
+                of_tokens += linear(by_distance, near.t())
                 piece.tokens(of_states[block]).add_(of_tokens.view(len(keys), piece.count, width))
                 of_queries += linear(tokens.t(), of_block.t())
                 of_query_bias += of_block.sum(0)
                 sums += linear(tokens.t(), by_distance.t())
                 bias_sums += by_distance.sum(0)
-            piece.part(of_weight, farthest).add_(sums.t().view(piece.heads, piece.distances, width))
-            piece.part(of_bias, farthest).add_(bias_sums.view(piece.heads, piece.distances))
+            used, by_head = slice(piece.heads * piece.width), (piece.heads, piece.width)
+            piece.near(of_weight, farthest).add_(sums[:, used].t().unflatten(0, by_head))
+            piece.near(of_bias, farthest).add_(bias_sums[used].view(by_head))
             begin += piece.count
         return of_states, of_queries.t(), of_query_bias, of_weight, of_bias, of_output, None, None, None
 
 
-def _look(
-    tokens: Tensor,
-    keys: Tensor,
-    weights: tuple[Tensor, ...],
-    piece: Piece,
-    wrap: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
+def _look(tokens: Tensor, keys: Tensor, weights: list[Tensor], piece: Piece) -> tuple[Tensor, Tensor]:
     """Queries and probabilities of the rows of a piece.
 
     Args:
         tokens: `(B * r, d_model)`, their attention inputs.
         keys: `(B, columns, d_model)`.
-        weights: queries' weight and bias, `(n_head * d_model, d_model)` and `(n_head * d_model,)`, and those of the
-            piece's distances, `(n_head * distances, d_model)` and `(n_head * distances,)`.
-        wrap: of a block of memory tokens, weight and bias of the distances that wrap around, `(n_head * r, d_model)`
-            and `(n_head * r,)`; see `wrap_around`.
+        weights: queries' weight and bias, `(n_head * d_model, d_model)` and `(n_head * d_model,)`, and `piece.weights`.
 
     Returns:
         `(B, r * n_head, d_model)` and `(B, r * n_head, columns)`.
     """
     queries = linear(tokens, *weights[:2]).view(len(keys), -1, keys.shape[-1])
-    scores = piece.by_column(linear(tokens, *weights[2:])).contiguous()
-    if wrap is not None:
-        own = scores[..., piece.rows]
-        far = shifted(linear(tokens, *wrap).view(own.shape))
-        right = torch.ones(piece.count, piece.count, dtype=torch.bool).triu(1)[:, None]
-        own.copy_(torch.where(right, far, own))
-    scores = scores.view(*queries.shape[:2], piece.columns)
+    scores = piece.by_column(linear(tokens, *weights[2:4])).contiguous()
+    if piece.wrap is not None:
+        own = scores[..., piece.own]
+        far = shifted(linear(tokens, *weights[4:]).view(own.shape))
+        own.copy_(torch.where(piece.right, far, own))
+    piece.hide(scores)
+    scores = scores.view(*queries.shape[:2], piece.width)
     return queries, scores.baddbmm_(queries, keys.transpose(1, 2)).softmax(-1)
 
 
-def step_attention(
-    tokens: Tensor, states: Tensor, weights: tuple[Tensor, ...], piece: Piece, farthest: int, wrap: Distances | None
-) -> Tensor:
-    """`StepAttention` of one piece in one block, without gradients or dropout, for acting.
+def act(tokens: Tensor, states: Tensor, weights: tuple[Tensor, ...], piece: Piece, farthest: int) -> Tensor:
+    """`BlockAttention` of one piece in one block, without gradients or dropout, for acting.
 
     Args:
         tokens: `(B, r, d_model)`, the rows of the piece.
         states: `(B, k, d_model)`, at least the columns of the piece.
-        weights, farthest: as `StepAttention.apply` has them.
-        wrap: for a block of memory tokens, the distances that wrap around.
+        weights, farthest: as `BlockAttention.apply` has them.
 
     Returns:
         `(B, r, d_model)`.
     """
     content_weight, content_bias, weight, bias, output_weight = weights
     rows, keys = tokens.flatten(0, 1), piece.keys(states)
-    of_distances = piece.part(weight, farthest).flatten(0, 1), piece.part(bias, farthest).flatten()
-    of_wrap = None if wrap is None else (wrap.weight.flatten(0, 1), wrap.bias.flatten())
-    _, probabilities = _look(rows, keys, (content_weight, content_bias, *of_distances), piece, of_wrap)
+    _, probabilities = _look(rows, keys, [content_weight, content_bias, *piece.weights(weight, bias, farthest)], piece)
     context = torch.bmm(probabilities, keys).view(len(rows), -1)
     return linear(context, output_weight).view_as(tokens)
 
@@ -286,5 +357,4 @@ def by_distance(
     sinusoids = sinusoids.to(position_weight.dtype)
     weight = sinusoids @ position_weight.unflatten(0, (heads, -1))
     bias = position_bias.view(heads, -1) @ sinusoids.t()
-    later = torch.arange(farthest, farthest - len(sinusoids), -1) < 0
-    return Distances(weight, bias.masked_fill(later, float("-inf")), farthest)
+    return Distances(weight, bias, farthest)

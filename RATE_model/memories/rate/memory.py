@@ -241,10 +241,7 @@ class RATE(Memory):
         for group in _groups(places.layout, x.device, last, folded.form != "shared"):
             rows.append(x[:, group.rows])
             row_inputs.append(inputs[:, group.rows])
-            if folded.form == "blocks" and not group.is_memory:
-                attended.append(
-                    layer.attention.blocks(states, folded, _pieces(places.layout, last, self.config.n_head))
-                )
+            if folded.form == "blocks":
                 continue
             of_group = (layer.attention.queries(row_inputs[-1], folded), keys.columns(*group.columns), folded)
             where: dict[str, Any] = {"sin": places.sin[group.rows], "cos": places.cos[group.rows], "bias": group.bias}
@@ -254,6 +251,11 @@ class RATE(Memory):
             output, weights = layer.attention(*of_group, **where, wrap=places.wrap if group.is_memory else None)
             attended.append(output)
             probabilities.append(weights)
+        if folded.form == "blocks":
+            wrap = self.farthest_wrapped(places.layout.cached)
+            attended.append(
+                layer.attention.blocks(states, folded, _pieces(places.layout, last, self.config.n_head, wrap))
+            )
         if not last:
             return layer.finish(x, inputs, torch.cat(attended, dim=1)), probabilities
         output = layer.finish(torch.cat(rows, dim=1), torch.cat(row_inputs, dim=1), torch.cat(attended, dim=1))
@@ -273,9 +275,12 @@ class RATE(Memory):
 
     def wrap_distances(self, cached: int) -> Tensor:
         """Sinusoids `(n, d_model)` of the wrapped-around distances in a block of memory tokens; see `wrap_around`."""
-        farthest = cached + self.config.segment_tokens - 1
         tokens = torch.arange(self.config.num_mem_tokens, device=self.device)
-        return self.positions.distances(farthest - tokens)
+        return self.positions.distances(self.farthest_wrapped(cached) - tokens)
+
+    def farthest_wrapped(self, cached: int) -> int:
+        """The largest of these distances."""
+        return cached + self.config.segment_tokens - 1
 
     def fold(self, form: Form = "shared") -> list[Folded]:
         """Every layer's folded projections, with what the form of attention needs; valid until a parameter changes."""
@@ -365,9 +370,9 @@ def _groups(layout: Layout, device: torch.device, last: bool, whole: bool = Fals
 
 
 @lru_cache(maxsize=64)
-def _pieces(layout: Layout, last: bool, heads: int) -> list[Piece]:
-    """The rows of steps, for the form "blocks"."""
-    return pieces(layout.step_rows(last=last), cached=layout.cached, columns=layout.cached + layout.length, heads=heads)
+def _pieces(layout: Layout, last: bool, heads: int, wrap: int) -> list[Piece]:
+    """What the form "blocks" computes at once."""
+    return pieces(layout, last=last, heads=heads, wrap=wrap)
 
 
 def _assemble_map(probabilities: list[Tensor], layout: Layout, device: torch.device) -> Tensor:

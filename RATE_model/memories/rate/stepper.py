@@ -26,7 +26,7 @@ from torch import Tensor
 
 from RATE_model.memories.contract import StepOptions, Stepper
 from RATE_model.memories.rate.attention import Keys
-from RATE_model.memories.rate.blocks import Distances, by_distance, step_attention, step_piece
+from RATE_model.memories.rate.blocks import act, acting_piece
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.memories.rate.state import SegmentState
 
@@ -63,8 +63,6 @@ class SegmentStepper(Stepper):
         # For `_step_attention`; a few rows do not use it.
         many = self._device.type == "cpu" and batch_size >= _ROWS_BY_DISTANCE
         self._by_distance = [folded.to(dtype) for folded in memory.fold("blocks")] if many else None
-        # By columns of the cache, for `_wrapped_by_distance`; a cached method would keep this object alive.
-        self._wrapped: dict[int, list[Distances]] = {}
         self._inputs = self._buffers()
         # The cache holds raw hidden states; only the reordered layers attend to something else.
         reordered = memory.layers[0].reordered and config.mem_len > 0
@@ -265,8 +263,8 @@ class SegmentStepper(Stepper):
         together = uniform and count <= _CHUNK and self._pays_by_distance(len(rows))
         bias = None if block or together else self._bias(places, firsts, low, high)
         cached = int(self._cached[rows[0]])
-        wrap = self._wrap_distances(cached) if block else None
-        wrapped = self._wrapped_by_distance(cached) if block and together else [None] * len(self.memory.layers)
+        wrap = self._wrap_distances(cached) if block and not together else None
+        farthest_wrapped = self.memory.farthest_wrapped(cached) if block else None
         index = torch.as_tensor(places, device=self._device)
         if uniform:
             index = index[0]
@@ -288,7 +286,7 @@ class SegmentStepper(Stepper):
             states = self._pick(self._inputs[number], rows)
             if together:
                 x, inputs = x[:, -wanted:], inputs[:, -wanted:]
-                attended = self._step_attention(number, inputs, states[:, low:], high - low - wanted, wrapped[number])
+                attended = self._step_attention(number, inputs, states[:, low:], high - low - wanted, farthest_wrapped)
                 x = layer.finish(x, inputs, attended)
                 continue
             keys = Keys(states[:, low:high], positions)
@@ -304,28 +302,15 @@ class SegmentStepper(Stepper):
         """Whether `_step_attention` is used: fewer operations, but it reads more weights, too many for a few rows."""
         return self._by_distance is not None and rows >= _ROWS_BY_DISTANCE
 
-    def _wrapped_by_distance(self, cached: int) -> list[Distances]:
-        """By layer, what a block of memory tokens has to say to the distances that wrap around."""
-        assert self._by_distance is not None
-        if cached not in self._wrapped:
-            sinusoids, heads = self._wrap_distances(cached), self.config.n_head
-            self._wrapped[cached] = [
-                by_distance(f.position_weight, f.position_bias, sinusoids, heads, len(sinusoids))
-                for f in self._by_distance
-            ]
-        return self._wrapped[cached]
-
-    def _step_attention(
-        self, number: int, inputs: Tensor, states: Tensor, start: int, wrapped: Distances | None
-    ) -> Tensor:
+    def _step_attention(self, number: int, inputs: Tensor, states: Tensor, start: int, wrap: int | None) -> Tensor:
         """Attention inputs `(b, t, d_model)` of tokens through one layer's attention, as the columns from `start` on of
-        `states` `(b, k, d_model)`."""
+        `states` `(b, k, d_model)`; `wrap` as in `Piece`."""
         assert self._by_distance is not None
-        piece = step_piece(start, inputs.shape[1], states.shape[1], self.config.n_head)
+        piece = acting_piece(start, inputs.shape[1], states.shape[1], self.config.n_head, wrap)
         weights, farthest = self._by_distance[number].for_blocks()
         # Under autocast the softmax would be computed in float32 copies.
         with torch.autocast("cpu", enabled=False) if self._dtype == torch.bfloat16 else nullcontext():
-            return step_attention(inputs.to(self._dtype), states, weights, piece, farthest, wrapped)
+            return act(inputs.to(self._dtype), states, weights, piece, farthest)
 
     def _attend(
         self,

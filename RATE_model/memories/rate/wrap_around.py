@@ -40,3 +40,10 @@ def shifted(far: Tensor) -> Tensor:
     size = far.shape[-1]
     far = F.pad(far.transpose(1, 2), (1, 0))
     return far.reshape(*far.shape[:2], size + 1, size)[:, :, 1:].transpose(1, 2)
+
+
+def unshifted(grad: Tensor) -> Tensor:
+    """The gradient of what `shifted` was given, from that of its result."""
+    size = grad.shape[-1]
+    grad = F.pad(grad.transpose(1, 2), (0, 0, 1, 0))
+    return grad.reshape(*grad.shape[:2], size, size + 1)[..., 1:].transpose(1, 2)
