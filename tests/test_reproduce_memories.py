@@ -10,7 +10,7 @@ from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES, MODES
 from tests.small_models import small_model
 from tools import reproduce_memories
-from tools.reproduce_memories import LABELS, SECTIONS, Options, acting_ms, write
+from tools.reproduce_memories import LABELS, SECOND_TRIES, SECTIONS, Options, acting_ms, chosen, write
 
 
 def entry(seeds=(1, 2, 3)) -> dict:
@@ -23,7 +23,24 @@ def entry(seeds=(1, 2, 3)) -> dict:
 
 def test_page_has_every_memory():
     assert {MODES[label].memory for label in LABELS} == MEMORIES.keys()
-    assert all(list(section.study.models) == list(LABELS) for section in SECTIONS.values())
+    sections = [section for name, section in SECTIONS.items() if name != "tmaze_second_tries"]
+    assert all(list(section.study.models) == list(LABELS) for section in sections)
+
+
+def test_second_tries_are_chosen_by_their_memory():
+    tries = SECTIONS["tmaze_second_tries"]
+    of_ffm = chosen(tries, ["FFM", "RATE"])
+    assert of_ffm and all(label.startswith("FFM, ") for label in of_ffm)
+    assert chosen(tries, of_ffm) == of_ffm and chosen(SECTIONS["tmaze"], of_ffm) == []
+    assert chosen(tries, []) == list(SECOND_TRIES) and chosen(SECTIONS["tmaze"], ["FFM"]) == ["FFM"]
+    with pytest.raises(UserError, match="--models FF: "):
+        chosen(tries, ["FF"])
+
+
+@pytest.mark.parametrize("label", SECOND_TRIES)
+def test_second_tries_have_valid_flags(label):
+    study = SECTIONS["tmaze_second_tries"].study
+    assert study.read_config(reproduce_memories._absolute(study.command(label, [1])[1:])).model.model_mode
 
 
 def test_what_is_measured_is_shown_with_its_commands(tmp_path):

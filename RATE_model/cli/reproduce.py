@@ -132,21 +132,9 @@ class Study:
 
         Once ``stop`` is set, the run saves its state and stops.
         """
-        arguments = [*self.command(label, [seed]), "--resume", "auto", "--wandb_mode", "disabled"]
-        arguments += ["--device", options.device or self.device]
-        if options.runs_dir is not None:
-            arguments += ["--output_dir", str(options.runs_dir.resolve())]
-        # The exact directory: an earlier setting may have left a run of the same model and seed under another name. A
-        # run with other flags is refused.
-        try:
-            path = self.check(self.read_config(_here(arguments[1:])), seed).directory
-        except FinishedRun as finished:
-            return finished.directory
-        except UserError as error:
-            raise UserError(
-                f"{label}, seed {seed}: {error}; to keep it, give this command another --runs_dir"
-            ) from None
-        if (path / "eval" / "final.json").exists():
+        arguments = self._arguments(label, seed, options)
+        done, path = self._find(label, seed, options)
+        if done:
             return path
         code, said = _finish([sys.executable, *arguments], os.environ | self.environment, stop or threading.Event())
         if code:
@@ -154,6 +142,35 @@ class Study:
             raise UserError(f"{label}, seed {seed}: exit code {code}: {reason}")
         print(f"{label}, seed {seed}: done", flush=True)
         return path
+
+    def finished(self, label: str, seed: int, options: StudyOptions) -> Path | None:
+        """The directory of a finished run, or None. Raises UserError for a run with other flags."""
+        done, path = self._find(label, seed, options)
+        return path if done else None
+
+    def _arguments(self, label: str, seed: int, options: StudyOptions) -> list[str]:
+        """The arguments of one run."""
+        arguments = [*self.command(label, [seed]), "--resume", "auto", "--wandb_mode", "disabled"]
+        arguments += ["--device", options.device or self.device]
+        folder = [] if options.runs_dir is None else ["--output_dir", str(options.runs_dir.resolve())]
+        return arguments + folder
+
+    def _find(self, label: str, seed: int, options: StudyOptions) -> tuple[bool, Path]:
+        """Whether a run is finished, and its directory.
+
+        The exact directory: an earlier setting may have left a run of the same model and seed under another name. A run
+        with other flags is refused with a UserError.
+        """
+        config = self.read_config(_here(self._arguments(label, seed, options)[1:]))
+        try:
+            path = self.check(config, seed).directory
+            return (path / "eval" / "final.json").exists(), path
+        except FinishedRun as finished:
+            return True, finished.directory
+        except UserError as error:
+            raise UserError(
+                f"{label}, seed {seed}: {error}; to keep it, give this command another --runs_dir"
+            ) from None
 
     def chosen(self, models: Sequence[str]) -> list[str]:
         """The models named by a table's `--models`, in the table's order; all if empty. Raises UserError for unknown

@@ -190,7 +190,7 @@ def _at_borders(agent: Agent, lengths: Tensor, states: Sequence[tuple[int, State
     rows, steps, vectors = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)], []
     for step, state in states if agent.memory.has_memory else ():
         reached = torch.nonzero(lengths > step).squeeze(1)
-        vector = _vector(state.rows(reached).fitted(agent.memory.largest_state()))
+        vector = vector_of(state.rows(reached).fitted(agent.memory.largest_state()))
         if vector is None or not len(reached):
             continue
         rows.append(reached.numpy())
@@ -200,7 +200,7 @@ def _at_borders(agent: Agent, lengths: Tensor, states: Sequence[tuple[int, State
     return found | ({"state": np.concatenate(vectors)} if vectors else {})
 
 
-def _vector(state: State) -> np.ndarray | None:
+def vector_of(state: State) -> np.ndarray | None:
     """All real numbers of a state, (B, n); None if there are none."""
     tensors = [torch.view_as_real(each) if each.is_complex() else each for each in state.tensors()]
     numbers = [each.flatten(1).float() for each in tensors if each.is_floating_point() and each.ndim > 1]

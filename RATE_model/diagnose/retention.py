@@ -1,0 +1,364 @@
+"""Examine how long a run's agent remembers, and why it stops, with twins: episodes that differ in one hint only.
+
+    python3 -m RATE_model.diagnose.retention RUN
+
+During one long episode, it compares the memories of twins, and reads the hint from them with linear probes. For every
+case, such as a length, it measures success, and how much the last decision depends on the first observation. Results
+go to eval/retention.json and plots/retention.png of the run, or to --output. See docs/diagnosis.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    from RATE_model.system.interrupts import quit_on_signals
+
+    quit_on_signals()  # before the slow imports below
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from RATE_model.agent import Agent, RawSteps
+from RATE_model.cli.evaluation import evaluation_of_run, print_table
+from RATE_model.cli.limits import at_least, writable
+from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.diagnose.probes import Probe, Sample
+from RATE_model.diagnose.recording import vector_of
+from RATE_model.environments.contract import Case, Environment, Evaluation
+from RATE_model.environments.find import environment_of
+from RATE_model.environments.table import environment as environment_named
+from RATE_model.errors import UserError, error_reason
+from RATE_model.memories.contract import Memory, State, Steps
+from RATE_model.objectives.privileged import Privileged
+from RATE_model.plots.retention import plot_retention
+from RATE_model.system.atomic import atomic_write_json
+from RATE_model.training.checkpoints import resolve_checkpoint
+from RATE_model.training.runs import check_unowned
+
+NAME = "retention"
+# Segment borders at which the memory is examined, evenly on a logarithmic scale.
+_BORDERS = 28
+# Success from here on counts as right; a probe's accuracy below the second as chance.
+RIGHT, GUESSING = 0.95, 0.75
+PROBES = ("fitted_in_training", "fitted_here")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which run to examine, and in how many episodes."""
+
+    # A run directory (its newest checkpoint) or one of its checkpoints; the flag's name may be left out at the start
+    run: Path | None = None
+    # Pairs of twins; probes are fitted on one half, and scored on the other
+    pairs: int = 16
+    # Longest episode in which gradients are computed, in steps
+    gradient_steps: int = 1200
+    # Folder for the results; none = the run directory
+    output: Path | None = None
+    # Environment: its name or its module; none = that of the run
+    env: str | None = None
+    # auto (a GPU if there is one), cpu, cuda, ...
+    device: str = "auto"
+
+    def validate(self) -> None:
+        """Raise a UserError for anything that can be checked before loading."""
+        if self.run is None:
+            raise UserError("the run is missing: python3 -m RATE_model.diagnose.retention RUN")
+        at_least(4, pairs=self.pairs)
+        at_least(0, gradient_steps=self.gradient_steps)
+        writable(output=self.output)
+        if self.output is None:
+            check_unowned(run=self.run)
+
+
+class Snapshots:
+    """A memory transform that changes nothing, and keeps the memory at some segment borders.
+
+    Args:
+        memory: whose states they are.
+        steps: multiples of the memory's segment.
+
+    Attributes:
+        found: step -> all real numbers of the memory, `(B, n)`; empty for a memory that passes nothing on.
+    """
+
+    def __init__(self, memory: Memory, steps: Sequence[int]) -> None:
+        self._room, self._segment, self._steps, self._step = memory.largest_state(), memory.segment, set(steps), 0
+        self.found: dict[int, np.ndarray] = {}
+
+    def __call__(self, memory: State, initial: State) -> State:
+        self._step += self._segment
+        if self._step in self._steps and (vector := vector_of(memory.fitted(self._room))) is not None:
+            self.found[self._step] = vector
+        return memory
+
+
+def borders(last: int, segment: int) -> list[int]:
+    """At most 28 segment borders before a step, evenly on a logarithmic scale."""
+    count = (last - 1) // segment
+    return [] if count < 1 else sorted({round(place) * segment for place in np.geomspace(1, count, _BORDERS)})
+
+
+def twin_distance(memories: np.ndarray) -> float:
+    """The distance of twins' memories `(2 n, width)`, rows 2i and 2i + 1, relative to their norm: the median."""
+    one, other = memories[0::2].astype(np.float64), memories[1::2].astype(np.float64)
+    norms = (np.linalg.norm(one, axis=1) + np.linalg.norm(other, axis=1)) / 2
+    return float(np.median(np.linalg.norm(one - other, axis=1) / np.maximum(norms, 1e-30)))
+
+
+def _samples(memories: np.ndarray, half: np.ndarray) -> Sample:
+    """The rows of a half of the pairs; what is to be read is which twin a row is."""
+    rows = np.flatnonzero(half)
+    return Sample(memories[rows], rows[:, None] % 2, rows // 2)
+
+
+def by_step(found: Mapping[int, np.ndarray], lengths: np.ndarray, *, trained: int) -> list[dict[str, Any]]:
+    """How twins' memories differ at every step, and how well probes tell them apart.
+
+    Args:
+        found: step -> the memory of all rows.
+        lengths: `(B,)` steps of each row's episode; pairs of which one is over are left out.
+        trained: steps of the longest training episodes.
+
+    Returns:
+        For every step "step", "pairs", "distance", and the accuracy of two linear probes on the second half of the
+        pairs: "fitted_in_training", on the first half at all trained steps, and "fitted_here", at this step.
+    """
+    if not found:
+        return []
+    first_half = np.arange(len(lengths)) < 2 * (len(lengths) // 4)
+    parts = [_samples(found[step], first_half) for step in found if step <= max(trained, min(found))]
+    joined = [np.concatenate([getattr(part, name) for part in parts]) for name in ("features", "rows", "episode")]
+    kind = Privileged.of("twin", np.array([[0], [1]]), flag="probes")
+    in_training = Probe(kind, Sample(*joined))
+    table = []
+    for step, memories in found.items():
+        running = np.repeat((lengths.reshape(-1, 2) > step).all(axis=1), 2)
+        here = {name: _samples(memories, half & running) for name, half in (("a", first_half), ("b", ~first_half))}
+        if not all(len(sample.rows) for sample in here.values()):
+            continue
+        table.append({
+            "step": step,
+            "pairs": int(running.sum()) // 2,
+            "distance": twin_distance(memories[running]),
+            "fitted_in_training": float(in_training.score(here["b"]).value),
+            "fitted_here": float(Probe(kind, here["a"]).score(here["b"]).value),
+        })  # fmt: skip
+    return table
+
+
+def gradient(agent: Agent, observations: Tensor, actions: Tensor, rtg: Tensor) -> float:
+    """The norm of the derivative of the last decision with respect to the first embedded observation.
+
+    A decision is its logits, less their mean, or its continuous actions. (The gradient of a loss would also vanish
+    where the agent is certain.)
+
+    Args:
+        agent: in eval mode.
+        observations, actions, rtg: of one episode: `(T, ...)`, `(T, ...)` and `(T,)`.
+    """
+    count, memory = agent.spec.num_actions, agent.memory
+    observations, actions, rtg = (
+        each[None].expand(count, *each.shape).to(agent.device) for each in (observations, actions, rtg)
+    )
+    raw = RawSteps(agent.encoder, observations, actions, rtg)
+    with torch.no_grad():
+        shown = agent.latents(observations)
+        steps = Steps(
+            observations=shown.requires_grad_(),
+            previous_actions=raw.previous_actions if memory.sees_actions else torch.zeros_like(shown),
+            rtg=raw.rtg,
+            actions=raw.actions if memory.sees_actions else None,
+        )
+    valid = torch.ones(rtg.shape, dtype=torch.bool)
+    # One row per output, so that a single backward pass gives the whole matrix of derivatives.
+    outputs = memory.decide(steps, valid, memory.initial(count), agent.head)[0][:, -1].float()
+    if not agent.spec.continuous:
+        outputs = outputs - outputs.mean(dim=-1, keepdim=True)
+    (found,) = torch.autograd.grad(outputs.diagonal().sum(), shown, allow_unused=True)
+    return 0.0 if found is None else float(found[:, 0].norm())
+
+
+def episodes_of(
+    environment: Environment, evaluation: Evaluation, cases: Sequence[Case]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """An episode of each case: observations `(T, ...)`, actions `(T, ...)` and returns-to-go `(T,)`."""
+    options, target = evaluation.options, evaluation.targets[0]
+    seeds = np.repeat(environment.seeds(2)[:1], len(cases))
+    environments = environment.vector(np.array(cases), options)
+    try:
+        actor = evaluation.acting(target).actor(evaluation.agent, len(cases))
+        reset: dict[str, Any] = {"seed": seeds, "options": environment.reset_options(seeds, options) or None}
+        shown, _ = environments.reset(**reset)
+        observations, actions, rewards = [], [], [np.zeros(len(cases))]
+        running = [np.ones(len(cases), dtype=bool)]
+        while running[-1].any():
+            observations.append(shown)
+            actions.append(actor.act(shown, rewards[-1]))
+            shown, reward, ended, stopped, _ = environments.step(actions[-1])
+            rewards.append(reward)
+            running.append(running[-1] & ~(ended | stopped))
+    finally:
+        environments.close()
+    lengths = np.sum(running, axis=0)
+    seen, done, rtg = np.stack(observations), np.stack(actions), target - np.cumsum(rewards, axis=0)
+    arrays = (torch.from_numpy(each).float() if each is rtg else torch.from_numpy(each) for each in (seen, done, rtg))
+    first, second, third = arrays
+    return [(first[:n, row], second[:n, row], third[:n, row]) for row, n in enumerate(lengths)]
+
+
+def gradients(
+    environment: Environment, evaluation: Evaluation, cases: Sequence[Case], *, most_steps: int
+) -> dict[Case, tuple[int, float]]:
+    """Case -> steps of an episode, and `gradient` at its end; without cases that allow more steps."""
+    if not evaluation.agent.memory.trains_encoders or not most_steps:
+        return {}
+    short = [case for case in cases if step_limit_of(environment, evaluation, case) <= most_steps]
+    played = episodes_of(environment, evaluation, short) if short else []
+    return {case: (len(each[2]), gradient(evaluation.agent, *each)) for case, each in zip(short, played, strict=True)}
+
+
+def step_limit_of(environment: Environment, evaluation: Evaluation, case: Case) -> int:
+    """The most steps of an episode."""
+    environments = environment.vector(np.array([case]), evaluation.options)
+    environments.close()
+    return int(np.max(getattr(environments, "max_steps")))  # noqa: B009  no VectorEnv has it
+
+
+def examine(options: Options, *, outcomes: Mapping[Case, float] | None = None) -> tuple[Path, dict[str, Any]]:
+    """The run's directory and all measurements.
+
+    Args:
+        options: the run, and how to measure.
+        outcomes: of the cases, if they are known; None: play them.
+
+    Raises:
+        UserError: the run is missing or damaged, or its task has no twins that differ in one hint.
+    """
+    assert options.run is not None, "checked by validate"
+    checkpoint = resolve_checkpoint(options.run)
+    run = checkpoint.absolute().parent.parent
+    environment: Environment = environment_of(run) if options.env is None else environment_named(options.env)
+    config = environment.read_config(["--config", str(run / "config.yaml")])
+    environment.check_episodes(pairs=options.pairs)
+    cases = sorted(environment.training_cases(config, final=True) if outcomes is None else outcomes)
+    evaluation = evaluation_of_run(environment, checkpoint, device=options.device, cases=cases, episodes=options.pairs)
+    given = environment.reset_options(environment.seeds(2), evaluation.options).keys()
+    if not environment.has_twins(evaluation.options) or given - {(environment.twins or ("",))[0]}:
+        raise UserError(f"{run}: {environment.name} has no twins in this task: episodes that differ in one hint only")
+    agent, longest = evaluation.agent, cases[-1]
+    steps = borders(step_limit_of(environment, evaluation, longest), agent.memory.segment)
+    snapshots = Snapshots(agent.memory, steps)
+    (twins,) = (
+        played[longest] for played in replace(evaluation, cases=[longest]).play_with(snapshots, twins=True).values()
+    )
+    if outcomes is None:
+        others = replace(evaluation, cases=cases[:-1], episodes=2 * options.pairs)
+        played = {**next(iter(others.play().values())), longest: twins} if cases[:-1] else {longest: twins}
+        outcomes = {case: float(environment.outcomes(case, each, evaluation).mean()) for case, each in played.items()}
+    derivatives = gradients(environment, evaluation, cases, most_steps=options.gradient_steps)
+    table = []
+    for case in cases:
+        table.append({"case": case, "steps": step_limit_of(environment, evaluation, case), "outcome": outcomes[case]})
+        if case in derivatives:
+            table[-1] |= dict(zip(("steps", "gradient"), derivatives[case], strict=True))
+    trained = config.segments * config.context_length
+    return run, {
+        "run": run.name,
+        "checkpoint": checkpoint.name,
+        "trained_steps": trained,
+        "trained_case": environment.training_cases(config, final=False)[-1],
+        "axis": environment.axis,
+        "measure": environment.outcome,
+        "reach": agent.memory.reach,
+        "pairs": options.pairs,
+        "by_step": by_step(snapshots.found, twins.lengths, trained=trained),
+        "by_case": table,
+    }
+
+
+def first_wrong(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The first case without success; None if there is none."""
+    return next((each for each in found["by_case"] if each["outcome"] < RIGHT), None)
+
+
+def memory_at(found: Mapping[str, Any], step: int) -> Mapping[str, Any] | None:
+    """The measurements of memory at the last examined border up to a step; None if there is none."""
+    return next((each for each in reversed(found["by_step"]) if each["step"] <= step), None)
+
+
+def reason(found: Mapping[str, Any]) -> str:
+    """What the memory lacks at the first case without success, in one word; empty if outcomes are not successes."""
+    if found["measure"] != "success":
+        return ""
+    wrong = first_wrong(found)
+    if wrong is None:
+        return "right"
+    if wrong["case"] <= found["trained_case"]:
+        return "not learned"
+    there = memory_at(found, wrong["steps"])
+    if there is None:
+        return "no memory"
+    if there["fitted_here"] < GUESSING:
+        return "gone"
+    return "moved" if there["fitted_in_training"] < GUESSING else "misread"
+
+
+def print_retention(found: Mapping[str, Any]) -> None:
+    """Print the tables."""
+    print(f"{found['run']}, {found['checkpoint']}: {reason(found)}\n\nmemories of twins, after a number of steps")
+    rows = [
+        [
+            str(each["step"]),
+            f"{each['distance']:.2g}",
+            f"{each['fitted_in_training']:.2f}",
+            f"{each['fitted_here']:.2f}",
+        ]
+        for each in found["by_step"]
+    ]
+    print_table(["steps", "distance / norm", "probe fitted in training", "probe fitted here"], rows)
+    print("\nlast decisions")
+    rows = [
+        [f"{each['case']}", f"{each['outcome']:.2f}", f"{each['gradient']:.2g}" if "gradient" in each else ""]
+        for each in found["by_case"]
+    ]
+    print_table([found["axis"], found["measure"], "gradient of the first observation"], rows)
+
+
+def read_options(argv: Sequence[str] | None = None) -> Options:
+    """Parse the options (None: from the command line). The run may come first, without the flag."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return parse_options(
+        Options,
+        argv=[*(["--run"] if words and not words[0].startswith("-") else []), *words],
+        prog="python3 -m RATE_model.diagnose.retention",
+        description="Measure how long a run's agent remembers, and why it stops.",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Examine a run; print and write the results."""
+    with exit_on_user_error():
+        options = read_options(argv)
+        torch.manual_seed(0)
+        run, found = examine(options)
+        table = (run / "eval" if options.output is None else options.output) / f"{NAME}.json"
+        picture = (run / "plots" if options.output is None else options.output) / f"{NAME}.png"
+        print_retention(found)
+        try:
+            table.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_json(table, found)
+        except OSError as error:
+            raise UserError(f"{table} cannot be written: {error_reason(error)}") from error
+        plot_retention({run.name: found}, picture)
+        print(f"\nresults: {table}, picture: {picture}")
+
+
+if __name__ == "__main__":
+    main()

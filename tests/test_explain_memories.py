@@ -1,0 +1,68 @@
+"""The page that says why memories stop."""
+
+import json
+
+import pytest
+
+from RATE_model.cli.reproduce import Study
+from tools import explain_memories
+from tools.reproduce_memories import SECTIONS
+
+
+def found(wrong_from: int = 10_000, **changes) -> dict:
+    """Measurements of a run that is right at shorter lengths; its hint is gone."""
+    cases = SECTIONS["tmaze"].cases
+    return {
+        "trained_steps": 90, "trained_case": 90, "measure": "success", "reach": None,
+        "by_case": [
+            {"case": case, "steps": case - 1, "outcome": 1.0 if case < wrong_from else 0.5, "gradient": 0.25}
+            for case in cases
+        ],
+        "by_step": [
+            {"step": step, "distance": 1 / step, "fitted_in_training": 0.5, "fitted_here": 0.5}
+            for step in (10, 80, 250, 9590)
+        ],
+        "commit": ["0123456789abcdef"], "date": "2026-01-01",
+    } | changes  # fmt: skip
+
+
+@pytest.fixture
+def examined(tmp_path, monkeypatch):
+    """Replaces runs and measurements by a list of what was examined; seed 2 is not finished."""
+    seen = []
+
+    def finished(study, label, seed, options):
+        return None if seed == 2 else tmp_path / f"{label}_{seed}"
+
+    def collect(section, run):
+        seen.append(run.name)
+        return found(300 if run.name.startswith("FFM") else 10_000)
+
+    monkeypatch.setattr(Study, "finished", finished)
+    monkeypatch.setattr(explain_memories, "collect", collect)
+    return seen
+
+
+def make_page(folder, *words) -> int:
+    return explain_memories.main(["--results_dir", str(folder), "--models", "RATE", "FFM", *words])
+
+
+def test_finished_runs_are_examined_once(tmp_path, examined, capsys):
+    assert make_page(tmp_path, "--seeds", "1", "2") == 0
+    tries = [f"{label}_1" for label in SECTIONS["tmaze_second_tries"].study.models if label.startswith("FFM")]
+    assert examined == ["RATE_1", "FFM_1", *tries]
+    assert "RATE, seed 2: no finished run" in capsys.readouterr().err
+    examined.clear()
+    assert make_page(tmp_path, "--seeds", "1") == 0 and not examined
+    assert make_page(tmp_path, "--seeds", "1", "--again", "true") == 0 and len(examined) == 2 + len(tries)
+    page = (tmp_path / "memory_retention.md").read_text()
+    assert "| RATE, seed 1 | 9600 | right | 0.013 |  |  |  | 0.2 0.2 0.2 0.2 |  |" in page
+    assert "| FFM, seed 1 | 150 | gone | 0.013 | 0.004 | 0.50 | 0.50 |" in page
+    assert (tmp_path / "memory_retention.png").stat().st_size > 0
+    assert len(json.loads((tmp_path / "memory_retention.json").read_text())) == 2 + len(tries)
+
+
+def test_without_runs_nothing_is_written(tmp_path, examined, capsys):
+    with pytest.raises(SystemExit, match="^2$"):
+        make_page(tmp_path, "--seeds", "2")
+    assert "no run is finished" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -1,0 +1,139 @@
+"""Make results/memory_retention.*: how long every memory keeps a hint of T-Maze, and why it stops.
+
+    python3 tools/explain_memories.py
+    python3 tools/explain_memories.py --models LRU GRU --seeds 2
+
+Examines the runs that tools/reproduce_memories.py has finished, second tries among them, as
+`python3 -m RATE_model.diagnose.retention RUN` does; trains nothing. Runs whose figures are in
+results/memory_retention.json are not examined again, even if they are gone. See docs/diagnosis.md.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # started as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
+
+import torch
+
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.cli.reproduce import StudyOptions, final_results, merged, origin, provenance, table, write_results
+from RATE_model.diagnose import retention
+from RATE_model.errors import UserError
+from RATE_model.plots.retention import plot_retention
+from tools.reproduce_memories import SECTIONS, Section, chosen
+
+PAGE = "memory_retention"
+ENVIRONMENTS = ("tmaze", "tmaze_second_tries")
+GRADIENTS = (9, 90, 300, 1200)  # lengths in the table
+
+
+@dataclass(frozen=True)
+class Options(StudyOptions):
+    """Which runs to examine, where they are, and where the results go."""
+
+    # Seeds of the runs; consecutive
+    seeds: tuple[int, ...] = (1, 2, 3)
+    # Memories to examine, with their second tries; the page keeps its figures of all others. Empty: all
+    models: tuple[str, ...] = ()
+    # Examine runs again whose figures are on the page
+    again: Boolean = False
+
+
+def label_of(label: str, seed: int) -> str:
+    """The label of an entry."""
+    return f"{label}, seed {seed}"
+
+
+def collect(section: Section, run: Path) -> dict[str, Any]:
+    """The measurements of a run, with the success of its own evaluation, and their origin."""
+    (result,) = final_results([run])
+    outcomes = {case: result[section.metric.format(case)] for case in section.cases}
+    _, found = retention.examine(retention.Options(run=run, device="cpu"), outcomes=outcomes)
+    return {**found, **provenance([run])}
+
+
+def row(label: str, found: Mapping[str, Any]) -> list[str]:
+    """A line of the table."""
+    wrong = retention.first_wrong(found)
+    right = [each["case"] for each in found["by_case"] if wrong is None or each["case"] < wrong["case"]]
+    trained = retention.memory_at(found, found["trained_steps"])
+    there = None if wrong is None else retention.memory_at(found, wrong["steps"])
+    return [
+        label,
+        str(max(right, default="")),
+        retention.reason(found),
+        "" if trained is None else f"{trained['distance']:.2g}",
+        "" if there is None else f"{there['distance']:.2g}",
+        *("" if there is None else f"{there[name]:.2f}" for name in retention.PROBES),
+        " ".join(f"{each['gradient']:.1g}" for each in found["by_case"] if each["case"] in GRADIENTS),
+        "" if found["reach"] is None else str(found["reach"]),
+    ]
+
+
+def write(document: Mapping[str, dict], options: Options) -> None:
+    """results/memory_retention.json, its picture, and the generated part of .md."""
+    picture = f"{PAGE}.png"
+    seeds = {label: label.rpartition(", seed ") for label in document}
+    shown = {
+        label: found
+        for label, found in document.items()
+        if seeds[label][2] == min(other for model, _, other in seeds.values() if model == seeds[label][0])
+    }
+    plot_retention(shown, options.results_dir / picture)
+    trained = next(iter(document.values()))["trained_steps"]
+    header = [
+        "run",
+        "right to",
+        "then",
+        f"distance at {trained}",
+        "distance there",
+        "probe fitted in training",
+        "probe fitted there",
+    ]
+    header += [f"gradient at {' '.join(map(str, GRADIENTS))}", "reach"]
+    text = (
+        f"Runs of tools/reproduce_memories.py, measured {origin(document)}.\n\n![How long memories last]({picture})\n\n"
+        + table(header, [row(label, found) for label, found in document.items()])
+    )
+    write_results(PAGE, "How long memories last", document, text, options)
+
+
+def run(options: Options) -> int:
+    """Examine all finished runs and write the results; 1 if there is nothing to write. Raises UserError."""
+    path = options.results_dir / f"{PAGE}.json"
+    document = json.loads(path.read_text()) if path.exists() else {}
+    sections = [SECTIONS[name] for name in ENVIRONMENTS]
+    order = [label_of(label, seed) for section in sections for label in section.study.models for seed in range(100)]
+    for section in sections:
+        for label in chosen(section, options.models):
+            for seed in options.seeds:
+                name = label_of(label, seed)
+                if name in document and not options.again:
+                    continue
+                if (directory := section.study.finished(label, seed, options)) is None:
+                    print(f"{name}: no finished run", file=sys.stderr, flush=True)
+                    continue
+                torch.manual_seed(0)
+                document = merged(document, {name: collect(section, directory)}, order)
+                print(f"{name}: {retention.reason(document[name])}", flush=True)
+                write(document, options)
+    if not document:
+        raise UserError("no run is finished: python3 tools/reproduce_memories.py trains them")
+    write(document, options)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the page."""
+    with exit_on_user_error():
+        return run(parse_options(Options, argv=argv, prog="explain_memories.py", description=f"Make results/{PAGE}.*"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
