@@ -1,5 +1,6 @@
 """Every command of README and docs is accepted, and every link resolves."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -92,23 +93,46 @@ TRAIN_SCRIPTS = {
 
 
 def commands() -> list[str]:
-    """Every line of a page that starts with python3, except those of the example memory, which has its own test."""
-    lines = (line.strip() for page in PAGES for line in page.read_text().splitlines())
-    return [line for line in lines if line.startswith("python3 ") and "--model_mode EMA" not in line]
+    """Every command of the pages, on its own line or in backticks, from the script or ``-m`` on.
+
+    Leaves out pytest, and the example memory, which has its own test.
+    """
+    found: dict[str, None] = {}
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        lines = re.findall(
+            r"^ *(?:[A-Z_]+=\S+ |exec |srun |\.venv/bin/)*((?:python3?|torchrun) .*)$", text, re.MULTILINE
+        )
+        for command in lines + re.findall(r"`((?:python3?|torchrun) [^`]*)`", text):
+            start = re.search(r"(-m RATE_model|-W ignore|[\w/]+\.py\b).*", command)
+            if start and "pytest" not in command and "--model_mode EMA" not in command:
+                found[start[0]] = None
+    return list(found)
+
+
+def words_of(command: str) -> list[str]:
+    """The words of a command, without a comment, an end of a surrounding quote, ``&`` and ``...``."""
+    if command.count("'") % 2:
+        command = command.removesuffix("'")
+    words = shlex.split(command.replace("$SLURM_ARRAY_TASK_ID", "1").replace("CHECKOUT", str(ROOT)), comments=True)
+    return [word for word in words if word not in ("&", "...")]
 
 
 def test_the_pages_show_commands():
-    assert len(commands()) >= 10
+    found = commands()
+    assert len(found) >= 100 and any(command.startswith("benchmarks/") for command in found)
 
 
 @pytest.mark.parametrize("command", commands())
 def test_a_command_is_understood(command):
-    words = shlex.split(command)[1:]
+    words = words_of(command)
     if words[:2] == ["-W", "ignore"]:
         del words[:2]
     script, *arguments = words
     if script == "-m":
-        MODULES[arguments.pop(0)](arguments)
+        module = arguments.pop(0)
+        if arguments:  # a name alone is a mention
+            MODULES[module](arguments)
         return
     path = ROOT / script
     assert path.is_file()
@@ -118,6 +142,8 @@ def test_a_command_is_understood(command):
         )
     elif options := OPTIONS.get(script) or OPTIONS.get(path.name):
         parse_options(options, argv=arguments)
+    elif path.parent.name == "benchmarks":
+        parse_options(importlib.import_module(f"benchmarks.{path.stem}").Options, argv=arguments)
     else:
         assert path.name in ("check_parity.py", "quickstart.py")
 
