@@ -260,7 +260,7 @@ def test_the_tool_reads_recordings_of_every_mode(tmp_path, change):
     assert max(errors.values()) <= 1e-5
 
 
-def test_the_tool_reads_a_dt_recording_with_k_and_n_in_its_meta(tmp_path):
+def test_tool_reads_a_dt_recording_with_sizes_in_its_meta(tmp_path):
     """A recording of DT has one segment of N*K steps; its metadata may still give K and N."""
     path = write_recording(tmp_path / "dt.npz", reference.make_meta(**DT))
     with np.load(path) as file:

@@ -51,7 +51,7 @@ def test_success_lines_are_the_means_over_seeds():
     assert any(other.get_linestyle() == ":" and set(other.get_ydata()) == {0.5} for other in axes.lines)
 
 
-def test_success_band_is_the_standard_error_and_every_seed_is_a_point():
+def test_success_band_is_standard_error_with_a_point_per_seed():
     axes = success_figure({"RATE": {9: [0.5, 1.0, 0.6], 90: [0.7, 0.7, 0.7]}}).axes[0]
     band, *points = axes.collections
     values = np.array([0.5, 1.0, 0.6])
@@ -157,7 +157,7 @@ def test_curves_are_the_metrics_against_the_step(tmp_path):
     assert loss.get_yscale() == "log" and accuracy.get_yscale() == "linear"
 
 
-def test_stages_of_one_run_are_shaded_and_named_and_of_two_marked():
+def test_stages_of_one_run_are_shaded_of_two_marked():
     rows = rows_of_three_stages()
     loss = curves_figure({"run": rows}, ["train_loss"]).axes[0]
     # The second stage begins after the last line of the first, at step 20, and its last line is that of step 50.
@@ -236,7 +236,7 @@ def test_maps_show_attention_and_masked_cells_are_grey():
         np.testing.assert_allclose(shown.compressed(), np.maximum(truth[truth > 0], 1e-3), rtol=1e-6)
 
 
-def test_a_grid_has_a_row_per_layer_and_the_mean_is_the_mean():
+def test_attention_grid_has_a_row_per_layer_and_a_mean():
     segments, _ = maps_of("RATE")
     each, mean = attention_figure(segments, layer="each"), attention_figure(segments)
     for layer in range(2):
@@ -379,7 +379,7 @@ def test_bars_stand_side_by_side_with_their_errors():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["RATE", "DT"] and axes.get_ylabel() == "return"
 
 
-def test_bars_of_one_kind_need_no_legend_and_none_are_an_error(tmp_path):
+def test_bars_need_a_legend_only_for_several_kinds(tmp_path):
     assert not bars_figure({"RATE": {"all": (1.0, 0.1)}}, ylabel="return").legends
     with pytest.raises(UserError, match="no values to draw"):
         plot_bars({}, tmp_path / "bars.png", ylabel="return")

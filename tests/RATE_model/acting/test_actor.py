@@ -143,7 +143,7 @@ def test_returns_to_go_fall_with_the_rewards_and_are_scaled():
 
 
 @torch.no_grad()
-def test_returns_to_go_stop_at_the_floor_or_at_a_target_below_it():
+def test_returns_to_go_stop_at_floor_or_lower_target():
     model = small_model()
     observations, actions, _ = random_inputs(3, 6)
     rewards, targets = torch.tensor([1.0, 0.5, 1.0, 0.0, 1.0]), torch.tensor([2.2, 9.0, -1.0])

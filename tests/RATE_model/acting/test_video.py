@@ -50,7 +50,7 @@ def test_an_unwritable_video_is_an_error_and_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("count", [2, 200])  # the encoder dies when it is closed, and before
-def test_a_full_disk_is_reported_in_a_line_and_leaves_no_video(tmp_path, capfd, count):
+def test_full_disk_is_reported_and_leaves_no_video(tmp_path, capfd, count):
     path = tmp_path / "video.mp4"
     noise = np.random.default_rng(0).integers(256, size=(count, 128, 128, 3), dtype=np.uint8)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -67,7 +67,7 @@ def test_a_segment_fills_empty_slots_and_then_blends_into_the_oldest():
 
 
 @torch.no_grad()
-def test_what_is_in_a_slot_fades_by_what_is_kept_of_it():
+def test_slot_content_fades_with_every_write():
     """(1 - lambda)^k after k writes of the slot, and of nothing else: other slots stay bit for bit."""
     layer = cell()
     state = layer.begin(1, CPU)

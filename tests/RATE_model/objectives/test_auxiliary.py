@@ -167,7 +167,7 @@ def test_mirror_invariant_arrays_are_allowed():
     check_transform(["infos/phase", "return"], Mirror((0,), ("phase",)), flag="aux")
 
 
-def test_arrays_with_a_left_and_a_right_change_sign_in_the_mirror(data):
+def test_mirror_changes_the_sign_of_left_and_right(data):
     mirror = Mirror((0, 2, 1, 3), ("phase",), {"place": (1.0, -1.0)})
     check_transform(["infos/phase", "infos/place"], mirror, flag="aux")
     batch = whole(data)

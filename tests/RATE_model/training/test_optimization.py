@@ -41,7 +41,7 @@ def test_decay_shapes():
     assert constant[:10] == linear[:10] and set(constant[10:]) == {1.0}
 
 
-def test_a_run_shorter_than_its_warm_up_reaches_the_peak_at_its_end():
+def test_run_shorter_than_warm_up_ends_at_the_peak_rate():
     factors = course(decay_over(20, warmup_steps=100, end_factor=0.1, shape="linear"), 20)
     assert factors == pytest.approx([(step + 1) / 20 for step in range(20)])
 

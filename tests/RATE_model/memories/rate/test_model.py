@@ -64,7 +64,7 @@ BOTH = torch.stack([span(0, 12), span(4, 9), span(8, 10), span(4, 8), span(0, 3)
 
 
 @pytest.mark.parametrize(("mode", "change"), PADDED, ids=str)
-def test_rows_that_begin_and_end_in_other_segments_are_as_if_alone(mode, change):
+def test_rows_starting_in_different_segments_are_independent(mode, change):
     model, valid = small_model(mode, **change), BOTH
     if model.memory.config.sliding:  # the trajectory is one segment: padding at the left would be part of it
         valid = RIGHT
@@ -295,7 +295,7 @@ def test_calibration_gives_tokens_of_size_one_that_see_motion(tanh):
 
 
 @pytest.mark.parametrize("spec", [VECTOR, CONTINUOUS], ids=["discrete", "continuous"])
-def test_the_loss_of_a_padded_batch_is_that_of_its_valid_steps(spec):
+def test_padding_does_not_change_the_loss(spec):
     _, actions, _ = random_inputs(batch=3, spec=spec)
     predictions = torch.randn(3, N * K, spec.num_actions)
     valid = RIGHT[:3]
@@ -361,7 +361,7 @@ def test_a_wrong_size_is_told_by_its_flag(change, message):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_negative_size_is_refused_by_modes_that_do_not_use_it(mode):
+def test_negative_size_is_refused_even_if_unused(mode):
     for change in (dict(num_mem_tokens=-1, n_head_ca=0), dict(mem_len=-1), dict(n_head_ca=-1)):
         with pytest.raises(UserError, match=r"--(nmt|mem_len|n_head_ca) -1: must be 0"):
             small_config(mode, **change)

@@ -192,7 +192,7 @@ def test_a_valve_is_its_formula(mrv):
         np.testing.assert_allclose(found[row].numpy(), expected, atol=1e-5)
 
 
-def test_a_rounded_memory_is_exact_and_has_the_gradient_of_what_was_rounded():
+def test_rounded_memory_is_exact_and_passes_gradients_through():
     valve = make_valve(small_config(mrv="FSQ"))
     assert valve is not None
     written = torch.linspace(-3, 3, 48).view(1, 3, 16).requires_grad_()
