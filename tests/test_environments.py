@@ -1,5 +1,10 @@
 """The contract of an environment, for all registered ones and an external one."""
 
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -206,6 +211,14 @@ def test_data_matches_the_environment(name, environment, config, tmp_path):
 
 
 @pytest.mark.parametrize("name", environments.runs())
+def undocumented(metrics: Iterable[str]) -> set[str]:
+    """The metrics that match no name on the page of metrics; {R} stands for a number, ... for anything."""
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    shown = [re.escape(name).replace(r"\.\.\.", ".*") for name in re.findall(r"`([^` ]+)`", page)]
+    known = [re.compile(re.sub(r"\\\{\w+\\\}", r"-?[0-9.]+", name)) for name in shown]
+    return {name for name in metrics if not any(each.fullmatch(name.removeprefix("FINAL_")) for each in known)}
+
+
 def test_a_run_from_flags_to_pictures(name, environment, tmp_path, capsys):
     flags = (
         f"--epochs 1 --batch_size 4 --end_seed 1 --device cpu --wandb_mode disabled --eval_episodes 4 {SMALL[name][0]}"
@@ -219,6 +232,8 @@ def test_a_run_from_flags_to_pictures(name, environment, tmp_path, capsys):
     assert shown and set(shown) <= final.keys(), "the console has the names of the files"
     assert all(f"{headline} {final[headline]:.3g}" in said for headline in shown)
     assert (run / "plots" / "curves.png").exists()
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert name.startswith("tests.") or not undocumented({*final}.union(*logged))
     output = tmp_path / "out.json"
     asked = ["--checkpoint", str(run), "--device", "cpu", "--output", str(output), *SMALL[name][1].split()]
     evaluation.main(environment, [*asked, "--video", "1", "--pictures", str(tmp_path / "pictures")])
