@@ -25,6 +25,7 @@ from RATE_model.acting.controls import exchange_twins
 from RATE_model.acting.rollout import Episodes, format_mean_and_error, mean_and_error
 from RATE_model.cli.evaluation import evaluation_of_run
 from RATE_model.cli.limits import at_least, at_most_processes, writable
+from RATE_model.cli.options import close_matches
 from RATE_model.cli.training import check
 from RATE_model.environments.contract import Case, Environment, Evaluation
 from RATE_model.errors import UserError
@@ -176,8 +177,8 @@ class Study:
         """The models named by a table's `--models`, in the table's order; all if empty. Raises UserError for unknown
         ones."""
         if unknown := sorted(set(models) - set(self.models)):
-            known = ", ".join(map(shlex.quote, self.models))
-            raise UserError(f"--models {shlex.quote(unknown[0])}: must be of {known}")
+            known, nearest = ", ".join(map(shlex.quote, self.models)), close_matches(unknown[0], list(self.models))
+            raise UserError(f"--models {shlex.quote(unknown[0])}: must be one of {known}{nearest}")
         return [label for label in self.models if label in models or not models]
 
     def run_all(self, options: StudyOptions, models: Sequence[str] = ()) -> dict[str, list[Path]]:
@@ -211,8 +212,10 @@ class Study:
         with ThreadPoolExecutor(options.jobs) as pool:
             try:
                 yield from zip((label for label, _ in cells), pool.map(one, cells), strict=True)
-            except BaseException:  # including other signals; the runs can be continued
+            except BaseException as error:  # including other signals; the runs can be continued
                 stop.set()
+                if isinstance(error, KeyboardInterrupt):
+                    print("stopping all runs; the same command continues them", file=sys.stderr)
                 pool.shutdown(cancel_futures=True)
                 raise
 

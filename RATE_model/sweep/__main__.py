@@ -47,7 +47,11 @@ def _run(sweep: Sweep, arguments: argparse.Namespace, settings: dict[str, str]) 
         f"{len(sweep.jobs)} commands in {sweep.folder}; for their status: --status --folder {sweep.folder}", flush=True
     )
     if arguments.executor == "local":
-        run_locally(sweep, max_parallel=arguments.max_parallel, say=_say)
+        try:
+            run_locally(sweep, max_parallel=arguments.max_parallel, say=_say)
+        except KeyboardInterrupt:
+            print(f"{sweep.folder}: the same command continues this sweep", file=sys.stderr)
+            raise
     else:
         submit(sweep, max_parallel=arguments.max_parallel, settings=settings, say=_say)
 

@@ -148,7 +148,7 @@ def test_unmeasured_models_stay_on_the_page(tmp_path):
     others = PageOptions(results_dir=tmp_path, seeds=(1,), models=("B",))
     assert kept_entries("page", STUDY, others, same_seeds=False).keys() == {"A", "A, knocked out", "expert"}
     assert kept(models=tuple(STUDY.models), seeds=(1, 2)).keys() == {"A, knocked out", "expert"}
-    with pytest.raises(UserError, match="--models C: must be of A, 'A, changed', B"):
+    with pytest.raises(UserError, match="--models C: must be one of A, 'A, changed', B"):
         kept(models=("A", "C"))
     assert parse_options(PageOptions, argv=["--models", "A", "A, changed"]).models == ("A", "A, changed")
 

@@ -196,6 +196,7 @@ def test_stopping_a_sweep_stops_its_commands(command):
     _, errors = process.communicate(timeout=200)
     sweep = made(command, "1")
     assert process.returncode == 128 + signal.SIGUSR1 and b"stopped by SIGUSR1" in errors
+    assert b"sweep: the same command continues this sweep" in errors
     assert [sweep.state(job) for job in sweep.jobs] == ["stopped", "waiting"]
     assert not [pid for job in sweep.jobs for pid in processes(job, "script.py")]
 
