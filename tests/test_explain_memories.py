@@ -34,7 +34,7 @@ def examined(tmp_path, monkeypatch):
     def finished(study, label, seed, options):
         return None if seed == 2 else tmp_path / f"{label}_{seed}"
 
-    def collect(section, run):
+    def collect(section, run, sizes):
         seen.append(run.name)
         return found(300 if run.name.startswith("FFM") else 10_000)
 
@@ -60,6 +60,15 @@ def test_finished_runs_are_examined_once(tmp_path, examined, capsys):
     assert "| FFM, seed 1 | 150 | gone | 0.013 | 0.004 | 0.50 | 0.50 |" in page
     assert (tmp_path / "memory_retention.png").stat().st_size > 0
     assert len(json.loads((tmp_path / "memory_retention.json").read_text())) == 2 + len(tries)
+
+
+def test_more_room_uses_the_weights_of_a_run(tmp_path, examined):
+    flags = ["--results_dir", str(tmp_path), "--models", "HCAM", "--seeds", "1"]
+    assert explain_memories.main(flags) == 0 and examined == ["HCAM_1", "HCAM_1"]
+    assert list(json.loads((tmp_path / "memory_retention.json").read_text())) == [
+        "HCAM, seed 1",
+        "HCAM, 960 chunks, seed 1",
+    ]
 
 
 def test_without_runs_nothing_is_written(tmp_path, examined, capsys):

@@ -30,6 +30,8 @@ from tools.reproduce_memories import SECTIONS, Section, chosen
 
 PAGE = "memory_retention"
 ENVIRONMENTS = ("tmaze", "tmaze_second_tries")
+# Memories that act with more room and the weights of a run: label -> model, sizes.
+WIDER = {"HCAM, 960 chunks": ("HCAM", ("chunks=960",))}
 GRADIENTS = (9, 90, 300, 1200)  # lengths in the table
 
 
@@ -50,11 +52,13 @@ def label_of(label: str, seed: int) -> str:
     return f"{label}, seed {seed}"
 
 
-def collect(section: Section, run: Path) -> dict[str, Any]:
-    """The measurements of a run, with the success of its own evaluation, and their origin."""
+def collect(section: Section, run: Path, sizes: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The measurements of a run, and their origin. Success is that of its own evaluation, unless sizes differ; then a
+    few episodes are played."""
     (result,) = final_results([run])
     outcomes = {case: result[section.metric.format(case)] for case in section.cases}
-    _, found = retention.examine(retention.Options(run=run, device="cpu"), outcomes=outcomes)
+    options = retention.Options(run=run, device="cpu", sizes=sizes, pairs=4 if sizes else retention.Options.pairs)
+    _, found = retention.examine(options, outcomes=None if sizes else outcomes)
     return {**found, **provenance([run])}
 
 
@@ -109,20 +113,26 @@ def run(options: Options) -> int:
     path = options.results_dir / f"{PAGE}.json"
     document = json.loads(path.read_text()) if path.exists() else {}
     sections = [SECTIONS[name] for name in ENVIRONMENTS]
-    order = [label_of(label, seed) for section in sections for label in section.study.models for seed in range(100)]
-    for section in sections:
-        for label in chosen(section, options.models):
-            for seed in options.seeds:
-                name = label_of(label, seed)
-                if name in document and not options.again:
-                    continue
-                if (directory := section.study.finished(label, seed, options)) is None:
-                    print(f"{name}: no finished run", file=sys.stderr, flush=True)
-                    continue
-                torch.manual_seed(0)
-                document = merged(document, {name: collect(section, directory)}, order)
-                print(f"{name}: {retention.reason(document[name])}", flush=True)
-                write(document, options)
+    runs = [(label, section, label, ()) for section in sections for label in chosen(section, options.models)]
+    runs += [
+        (label, sections[0], model, sizes)
+        for label, (model, sizes) in WIDER.items()
+        if model in chosen(sections[0], options.models)
+    ]
+    labels = [*(label for section in sections for label in section.study.models), *WIDER]
+    order = [label_of(label, seed) for label in labels for seed in range(100)]
+    for label, section, model, sizes in runs:
+        for seed in options.seeds:
+            name = label_of(label, seed)
+            if name in document and not options.again:
+                continue
+            if (directory := section.study.finished(model, seed, options)) is None:
+                print(f"{name}: no finished run", file=sys.stderr, flush=True)
+                continue
+            torch.manual_seed(0)
+            document = merged(document, {name: collect(section, directory, sizes)}, order)
+            print(f"{name}: {retention.reason(document[name])}", flush=True)
+            write(document, options)
     if not document:
         raise UserError("no run is finished: python3 tools/reproduce_memories.py trains them")
     write(document, options)

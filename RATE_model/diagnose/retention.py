@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from RATE_model.agent import Agent, RawSteps
+from RATE_model.agent import Agent, AgentConfig, RawSteps
 from RATE_model.cli.evaluation import evaluation_of_run, print_table
 from RATE_model.cli.limits import at_least, writable
 from RATE_model.cli.options import exit_on_user_error, parse_options
@@ -57,6 +57,8 @@ class Options:
     run: Path | None = None
     # Pairs of twins; probes are fitted on one half, and scored on the other
     pairs: int = 16
+    # Act with other sizes of the memory, NAME=VALUE of its configuration, that no weight depends on: chunks=960 (HCAM)
+    sizes: tuple[str, ...] = ()
     # Longest episode in which gradients are computed, in steps
     gradient_steps: int = 1200
     # Folder for the results; none = the run directory
@@ -72,6 +74,8 @@ class Options:
             raise UserError("the run is missing: python3 -m RATE_model.diagnose.retention RUN")
         at_least(4, pairs=self.pairs)
         at_least(0, gradient_steps=self.gradient_steps)
+        if wrong := [text for text in self.sizes if not text.partition("=")[2].isdecimal()]:
+            raise UserError(f"--sizes {wrong[0]}: write NAME=VALUE with a whole number, such as chunks=960")
         writable(output=self.output)
         if self.output is None:
             check_unowned(run=self.run)
@@ -224,6 +228,25 @@ def gradients(
     return {case: (len(each[2]), gradient(evaluation.agent, *each)) for case, each in zip(short, played, strict=True)}
 
 
+def resized(agent: Agent, sizes: Mapping[str, int]) -> Agent:
+    """The agent with other sizes of its memory, and the same weights.
+
+    Raises:
+        UserError: a size is unknown or invalid, or weights depend on it.
+    """
+    config, memory = agent.config.sizes, agent.config.memory
+    if unknown := [name for name in sizes if not isinstance(getattr(config, name, None), int)]:
+        known = ", ".join(field.name for field in fields(config) if type(getattr(config, field.name)) is int)
+        raise UserError(f"--sizes {unknown[0]}: {memory} has the sizes {known}")
+    found = Agent(AgentConfig(memory, replace(config, **sizes)), agent.spec).to(agent.device)
+    try:
+        found.load_state_dict(agent.state_dict())
+    except RuntimeError:
+        changed = " ".join(f"{name}={value}" for name, value in sizes.items())
+        raise UserError(f"--sizes {changed}: {memory} has weights that depend on this; train it with it") from None
+    return found.train(agent.training)
+
+
 def step_limit_of(environment: Environment, evaluation: Evaluation, case: Case) -> int:
     """The most steps of an episode."""
     environments = environment.vector(np.array([case]), evaluation.options)
@@ -249,6 +272,9 @@ def examine(options: Options, *, outcomes: Mapping[Case, float] | None = None) -
     environment.check_episodes(pairs=options.pairs)
     cases = sorted(environment.training_cases(config, final=True) if outcomes is None else outcomes)
     evaluation = evaluation_of_run(environment, checkpoint, device=options.device, cases=cases, episodes=options.pairs)
+    if options.sizes:
+        sizes = {name: int(value) for name, _, value in (text.partition("=") for text in options.sizes)}
+        evaluation = replace(evaluation, agent=resized(evaluation.agent, sizes))
     given = environment.reset_options(environment.seeds(2), evaluation.options).keys()
     if not environment.has_twins(evaluation.options) or given - {(environment.twins or ("",))[0]}:
         raise UserError(f"{run}: {environment.name} has no twins in this task: episodes that differ in one hint only")
@@ -278,6 +304,7 @@ def examine(options: Options, *, outcomes: Mapping[Case, float] | None = None) -
         "measure": environment.outcome,
         "reach": agent.memory.reach,
         "pairs": options.pairs,
+        **({"sizes": list(options.sizes)} if options.sizes else {}),
         "by_step": by_step(snapshots.found, twins.lengths, trained=trained),
         "by_case": table,
     }

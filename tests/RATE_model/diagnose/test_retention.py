@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from RATE_model.agent import Agent, AgentConfig
-from RATE_model.diagnose.retention import Snapshots, borders, by_step, gradient, main, reason, twin_distance
+from RATE_model.diagnose.retention import Snapshots, borders, by_step, gradient, main, reason, resized, twin_distance
+from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES
 from RATE_model.memories.recurrent import RecurrentConfig
 from tests.small_models import VECTOR
@@ -79,9 +80,9 @@ def test_reasons(outcomes, fitted, expected):
     assert reason(found) == expected
 
 
-def agent_of(memory: str) -> Agent:
+def agent_of(memory: str, **changes: Any) -> Agent:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"d_model": 8, "context_length": 5}
+    sizes: dict[str, Any] = {"d_model": 8, "context_length": 5} | changes
     config = RecurrentConfig(**sizes, hidden=6) if memory == "LSTM" else MEMORIES[memory].config(**sizes)
     return Agent(AgentConfig(memory, config), VECTOR).eval()
 
@@ -108,6 +109,17 @@ def test_gradient_without_memory_is_zero():
     agent = agent_of("MLP")
     found = [gradient(agent, torch.randn(n, 4), torch.zeros(n, dtype=torch.int64), torch.ones(n)) for n in (1, 3)]
     assert found[0] > 0 and found[1] == 0
+
+
+def test_a_memory_acts_with_more_room():
+    agent = agent_of("HCAM", heads=2, chunks=4)
+    larger = resized(agent, {"chunks": 20})
+    assert larger.memory.largest_state().numbers_per_row() > 2 * agent.memory.largest_state().numbers_per_row()
+    assert all(map(torch.equal, agent.state_dict().values(), larger.state_dict().values())) and not larger.training
+    with pytest.raises(UserError, match="--sizes slots=4: ELMUR has weights that depend on this"):
+        resized(agent_of("ELMUR", heads=2), {"slots": 4})
+    with pytest.raises(UserError, match="--sizes nothing: HCAM has the sizes d_model, .*chunks"):
+        resized(agent, {"nothing": 4})
 
 
 def test_snapshots_keep_the_memory_at_borders():
@@ -137,7 +149,11 @@ def test_a_run_is_examined(run, capsys):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--pairs", "3"], "--pairs 3: must be at least 4"), ([], "T-Maze has no twins in this task")],
+    [
+        (["--pairs", "3"], "--pairs 3: must be at least 4"),
+        (["--sizes", "chunks"], "--sizes chunks: write NAME=VALUE"),
+        ([], "T-Maze has no twins in this task"),
+    ],
 )
 def test_what_cannot_be_examined_is_reported(run, capsys, monkeypatch, flags, message):
     monkeypatch.setattr(TMaze, "twins", None)
