@@ -30,7 +30,7 @@ from torch import Tensor
 from RATE_model.errors import UserError
 from RATE_model.system.atomic import atomic_write_text, sync_directory, write_durably
 from RATE_model.system.locks import owner
-from RATE_model.training.continuing import recorded_command
+from RATE_model.training.continuing import advice
 
 MODEL, TRAINING, MANIFEST = "model.safetensors", "training.pt", "manifest.json"
 # Beside checkpoints/: mean and std of observations, for checkpoints whose spec lacks them.
@@ -160,10 +160,7 @@ def _not_begun(run: Path) -> str:
     """Why a run has no checkpoint, and what to do."""
     if (by := owner(run / ".lock")) is not None:
         return f"{run} has no checkpoint yet: {by} is training it; wait for its first one"
-    command = recorded_command(run)
-    return f"{run} has no checkpoint: the run was stopped before its first one; continue it with --resume auto" + (
-        f", added to its command: {command}" if command else ""
-    )
+    return f"{run} has no checkpoint: the run was stopped before its first one; continue it {advice(run)}"
 
 
 def load_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:

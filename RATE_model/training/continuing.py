@@ -21,13 +21,15 @@ def resuming(command: Sequence[str]) -> list[str]:
     return [*words, "--resume", "auto"]
 
 
-def recorded_command(run: Path) -> str:
-    """The command that started a run last, from its environment.json; empty if unknown."""
+def advice(run: Path) -> str:
+    """How to continue a run, by the command that started it last, from its environment.json."""
     with suppress(OSError, ValueError, KeyError, IndexError, TypeError):
         script, *flags = json.loads((run / "environment.json").read_text())["starts"][-1]["command"]
+        if not flags:  # probably a program of the user's that calls `train`
+            return f"with --resume auto; it was started by {script}"
         parts = Path(script).with_suffix("").parts
         if "RATE_model" in parts:  # started with -m
             module = parts[len(parts) - 1 - parts[::-1].index("RATE_model") :]
-            return shlex.join(["python3", "-m", ".".join(module), *flags])
-        return shlex.join(["python3", script, *flags])
-    return ""
+            return f"with {shlex.join(resuming(['python3', '-m', '.'.join(module), *flags]))}"
+        return f"with {shlex.join(resuming(['python3', script, *flags]))}"
+    return "by its command with --resume auto"

@@ -266,8 +266,8 @@ def test_errors_of_train_and_load_agent_name_arguments(run, tmp_path):
         train(data, memory="LTSM", output_dir=tmp_path / "new", **TINY)
     with pytest.raises(UserError, match='resume="auto".*overwrite=True.*another output_dir$'):
         train(data, output_dir=run.directory, **TINY)
-    (tmp_path / "environment.json").write_text("{}")
-    with pytest.raises(UserError, match='stopped before its first one; continue it with resume="auto"$'):
+    (tmp_path / "environment.json").write_text('{"starts": [{"command": ["mine.py"]}]}')
+    with pytest.raises(UserError, match='before its first one; continue it with resume="auto"; it was started by mine'):
         load_agent(tmp_path)
 
 

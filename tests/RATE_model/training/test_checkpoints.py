@@ -202,9 +202,9 @@ def test_run_without_checkpoint_says_how_to_continue(tmp_path: Path) -> None:
     starts = [{"command": ["/code/RATE_model/train.py", "--data", "my data.h5"]}]
     (tmp_path / "environment.json").write_text(json.dumps({"starts": starts}))
     for path in (tmp_path, tmp_path / "checkpoints"):
-        with pytest.raises(UserError, match="stopped before its first one; continue it .*--resume auto") as caught:
+        with pytest.raises(UserError, match="stopped before its first one; continue it with python3") as caught:
             resolve_checkpoint(path)
-        assert str(caught.value).endswith("python3 -m RATE_model.train --data 'my data.h5'")
+        assert str(caught.value).endswith("with python3 -m RATE_model.train --data 'my data.h5' --resume auto")
     with locks.hold(tmp_path / ".lock"), pytest.raises(UserError, match="no checkpoint yet: .* is training it"):
         resolve_checkpoint(tmp_path)
 
