@@ -1,4 +1,4 @@
-"""The first five minutes: RATE and a Decision Transformer on T-Maze, on a CPU.
+"""The first steps: RATE and a Decision Transformer on T-Maze, about 6 minutes of CPU time.
 
     python3 TMaze_new/TMaze_new_src/quickstart.py
 
