@@ -348,8 +348,8 @@ WRONG = [
     (dict(d_model=15, n_head_ca=3), "--d_model 15"),
     (dict(dropout=1.0), "--dropout 1.0"),
     (dict(dropatt=-0.1), "--dropatt -0.1"),
-    (dict(arch="GTRXL"), "--arch_mode 'GTRXL'"),
-    (dict(mrv_act="gelu"), "--mrv_act 'gelu'"),
+    (dict(arch="GTRXL"), "--arch_mode GTRXL: the value must be"),
+    (dict(mrv_act="gelu"), "--mrv_act gelu: the value must be"),
 ]
 
 
