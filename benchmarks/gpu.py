@@ -45,14 +45,15 @@ from TMaze_new.TMaze_new_src.spec import SPEC
 
 Part = Literal["tests", "benchmarks", "training"]
 TESTS = ("tests/test_gpu.py", "tests/RATE_model/data/test_windows.py")
-# (attention, compiled, precision) of the training steps that are timed.
+# (attention, how, precision) of the training steps that are timed; --compile true is "compiled, graph".
 STEPS = [
-    ("shared", False, "32"),
-    ("fused", False, "32"),
-    ("shared", False, "bf16"),
-    ("fused", False, "bf16"),
-    ("shared", True, "bf16"),
-    ("fused", True, "bf16"),
+    ("shared", "eager", "32"),
+    ("fused", "eager", "32"),
+    *(
+        (attention, how, "bf16")
+        for how in ("eager", "graph", "compiled", "compiled, graph")
+        for attention in ("shared", "fused")
+    ),
 ]
 LENGTHS = (90, 900, 9600)
 # The published sizes with a setting that trains T-Maze in minutes.
@@ -154,9 +155,10 @@ def time_training(options: Options, device: torch.device) -> list[dict[str, Any]
     if device.type == "cuda":
         batch = batch.pin_memory()
 
-    def ours(attention: str, compiled: bool, precision: str) -> Callable[[], object]:
-        trained = replace(train_step.train_options(-1, precision), attention=attention, compile=compiled)
+    def ours(attention: str, how: str, precision: str) -> Callable[[], object]:
+        trained = replace(train_step.train_options(-1, precision), attention=attention, compile="compiled" in how)
         trainer = Trainer(make_model(config, weights).to(device), trained, Schedule(0, None, 0, 1.0))
+        trainer.recorded = trainer.recorded_passes() if "graph" in how else None
         return lambda: trainer.train_batch(batch)
 
     def plain() -> Callable[[], object]:
@@ -164,11 +166,9 @@ def time_training(options: Options, device: torch.device) -> list[dict[str, Any]
         training, on_device = PlainTraining(moved, meta, train_step.train_options(-1)), batch.to(device)
         return lambda: training.train_batch(on_device)
 
-    steps = [s for s in STEPS if not (options.tiny and s[1])]  # compiling takes most of a minute on a CPU
-    cases: dict[tuple[str, ...], Callable[[], Callable[[], object]]] = {
-        (attention, "compiled" if compiled else "eager", precision): lambda s=(attention, compiled, precision): ours(*s)
-        for attention, compiled, precision in steps
-    }
+    # Compiling takes most of a minute on a CPU.
+    steps = [step for step in STEPS if not (options.tiny and "compiled" in step[1])]
+    cases: dict[tuple[str, ...], Callable[[], Callable[[], object]]] = {step: lambda s=step: ours(*s) for step in steps}
     cases["plain", "eager", "32"] = plain
     rows = []
     for (attention, how, precision), make in cases.items():
@@ -179,7 +179,7 @@ def time_training(options: Options, device: torch.device) -> list[dict[str, Any]
                 with torch.device(device) if attention == "plain" else nullcontext():
                     run = make()
                     started = time.perf_counter()
-                    for _ in range(3):
+                    for _ in range(5):  # the third call is recorded
                         run()
                 wait_for(device)
                 row["warm_up_s"] = time.perf_counter() - started
@@ -196,13 +196,13 @@ def time_training(options: Options, device: torch.device) -> list[dict[str, Any]
     return rows
 
 
-def time_acting(options: Options, device: torch.device) -> dict[str, Any]:
-    """Seconds of a step of 1000 T-Maze episodes at once, averaged over segments."""
+def time_acting(options: Options, device: torch.device, *, record: bool) -> dict[str, Any]:
+    """Seconds of a step of 1000 T-Maze episodes at once, averaged over segments; `record` as in `Actor`."""
     config, _, _ = sizes(options)
     meta = make_meta(config, batch_size=1, segments=1)
     model = make_model(config, reference.random_weights(meta, seed=1)).to(device).eval()
     episodes = 10 if options.tiny else 1000
-    actor = Actor(model, episodes, 1.0)
+    actor = Actor(model, episodes, 1.0, record=record)
     generator = np.random.default_rng(0)
     seen = generator.standard_normal((config.context_length, episodes, *SPEC.observation_shape), dtype=np.float32)
     rewards = np.zeros(episodes, dtype=np.float32)
@@ -211,9 +211,11 @@ def time_acting(options: Options, device: torch.device) -> dict[str, Any]:
         for observations in seen:
             actor.act(observations, rewards)
 
-    segment()
+    for _ in range(5 if record else 1):  # the third is recorded
+        segment()
     found = timed(segment, device, min(5, options.rounds))
-    return {"episodes": episodes, **common.summary([s / config.context_length for s in found["seconds"]])}
+    how = "graph" if record else "eager"
+    return {"how": how, "episodes": episodes, **common.summary([s / config.context_length for s in found["seconds"]])}
 
 
 def train_to_the_end(options: Options) -> dict[str, Any]:
@@ -268,9 +270,10 @@ def format_page(result: dict[str, Any]) -> str:
             for row in rows
         ]
         parts += ["One training batch of the published T-Maze setting:", common.table(header, cells)]
-    if acting := result.get("acting"):
+    for acting in result.get("acting", []):
         median, least = acting["median_s"] * 1e3, acting["min_s"] * 1e3
-        parts.append(f"Acting, {acting['episodes']} episodes at once: {median:.3g} ms a step (min {least:.3g}).")
+        what = f"Acting, {acting['how']}, {acting['episodes']} episodes at once"
+        parts.append(f"{what}: {median:.3g} ms a step (min {least:.3g}).")
     if training := result.get("training"):
         rates = ", ".join(f"success {rate} at {length} steps" for length, rate in training["success"].items())
         parts.append(f"T-Maze at the published size, trained and evaluated in {training['seconds']:.0f} s: {rates}.")
@@ -293,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             good &= result["tests"]["ok"]
         elif part == "benchmarks":
             result["train_step"] = time_training(options, device)
-            result["acting"] = time_acting(options, device)
+            result["acting"] = [time_acting(options, device, record=record) for record in (False, True)]
             good &= not any("error" in row for row in result["train_step"])
         else:
             result["training"] = train_to_the_end(options)

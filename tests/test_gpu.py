@@ -7,6 +7,7 @@ without a GPU.
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -21,9 +22,12 @@ from RATE_model.agent import Agent
 from RATE_model.cli.settings import TrainOptions
 from RATE_model.data.batch import Batch
 from RATE_model.memories import MEMORIES, MODES
+from RATE_model.memories.rate import stepper
 from RATE_model.objectives.cloning import cloning_loss
+from RATE_model.system.graphs import Graphs, record
 from RATE_model.training import trainer as training
 from RATE_model.training.optimization import Schedule
+from RATE_model.training.recorded import RecordedPasses
 from RATE_model.training.trainer import Trainer
 from tests.RATE_model.memories.test_contract import Case
 from tests.small_models import VECTOR, K, N, random_inputs
@@ -123,6 +127,71 @@ def test_compiled_training_equals_eager(attention, device):
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
 
 
+def record_on_cpu(function, inputs, pool):
+    """Simulates `record` without a GPU: inputs are held, and a call overwrites what the last one returned."""
+    held, returned = [value.clone() for value in inputs], []
+
+    def replay(*values):
+        for place, value in zip(held, values, strict=True):
+            assert place.shape == value.shape
+            place.copy_(value)
+        for tensor in returned:
+            tensor.fill_(torch.nan if tensor.is_floating_point() else -1)
+        result = function(*held)
+        returned[:] = [result.loss, result.logits, *result.state.memory.tensors()]
+        returned[:] += [gradient for gradient in result.gradients if gradient is not None]
+        return result
+
+    return replay
+
+
+def record_passes(trainer: Trainer) -> None:
+    """What --compile true does on a GPU, without the compiler; on a CPU with a substitute for graphs."""
+    cuda = trainer.model.device.type == "cuda"
+    graphs = Graphs(recorder=None if cuda else record_on_cpu)
+    parameters = trainer.model.ordered_parameters()
+    trainer.recorded = RecordedPasses(trainer.model, parameters, trainer.options.precision, graphs)
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RATE", {}),
+        ("RATE", {"bptt_segments": 0}),
+        ("RATE", {"accumulate": 2}),
+        ("TrXL", {"bptt_segments": 0}),
+        ("DT", {}),
+    ],
+    ids=str,
+)
+def test_recorded_training_equals_eager(mode, options, device):
+    expected = losses(make_trainer(agent(mode), torch.device("cpu"), **options), 6)
+    trainer = make_trainer(agent(mode), device, **options)
+    record_passes(trainer)
+    found = losses(trainer, 6)
+    assert trainer.recorded.graphs.recorded
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_recorded_dropout_draws_new_masks(device):
+    """The same batch twice, with a learning rate of zero."""
+    trainer = make_trainer(agent(dropatt=0.5), device, learning_rate=0.0)
+    record_passes(trainer)
+    found = [float(trainer.train_batch(given(make_batch(), device))["train_loss"]) for _ in range(6)]
+    assert len(set(found)) == 6
+
+
+def test_batches_that_no_graph_suits_are_trained_without(capsys, device):
+    trainer = make_trainer(agent(), device)
+    record_passes(trainer)
+    batch = make_batch()
+    padded = replace(batch, valid=batch.valid.flip(1))
+    for _ in range(4):
+        assert torch.isfinite(trainer.train_batch(given(padded, device))["train_loss"])
+    assert not trainer.recorded.graphs.recorded
+    assert capsys.readouterr().out.count("no CUDA graph: windows are padded before their first step") == 1
+
+
 def test_resumed_trainer_equals_uninterrupted_one(device):
     whole = make_trainer(agent(), device)
     losses(whole, 3)
@@ -132,25 +201,80 @@ def test_resumed_trainer_equals_uninterrupted_one(device):
     np.testing.assert_allclose(losses(resumed, 3, 3), losses(whole, 3, 3), rtol=1e-5)
 
 
+def played(
+    model: Agent,
+    place: torch.device,
+    actions: list[np.ndarray],
+    *,
+    steps: int,
+    reset_at: int,
+    keep: tuple[int, np.ndarray],
+    **options,
+) -> list[np.ndarray]:
+    """Logits; `actions` are taken, or filled. From `reset_at` on a row is at another step; `keep`: a step and rows."""
+    actor, generator, logits = Actor(model.to(place), ROWS, 1.0, **options), np.random.default_rng(0), []
+    for step in range(steps):
+        seen = generator.standard_normal((actor.batch_size, 4), dtype=np.float32)
+        logits.append(actor.observe(seen, np.full(actor.batch_size, 0.1, np.float32)).cpu().numpy())
+        if len(actions) == step:
+            actions.append(logits[-1].argmax(-1))
+        actor.take(actions[step])
+        if step == reset_at:
+            actor.reset(np.array([1]))
+        if step == keep[0]:
+            actor.keep(keep[1])
+    return logits
+
+
+def assert_plays_as_on_the_cpu(model: Agent, device: torch.device, *, record: bool = False, **moments) -> None:
+    actions: list[np.ndarray] = []
+    expected = played(model, torch.device("cpu"), actions, **moments)
+    for found, wanted in zip(played(model, device, actions, record=record, **moments), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=CLOSE, atol=CLOSE)
+
+
 @pytest.mark.parametrize("mode", ["RATE", "TrXL", "DT", "GRU"])
 def test_acting_equals_the_cpu(mode, device):
-    model = agent(mode).eval()
+    assert_plays_as_on_the_cpu(
+        agent(mode).eval(), device, steps=3 * K + 2, reset_at=K, keep=(2 * K, np.arange(1, ROWS))
+    )
 
-    def played(place: torch.device, actions: list[np.ndarray]) -> list[np.ndarray]:
-        actor, generator, logits = Actor(model.to(place), ROWS, 1.0), np.random.default_rng(0), []
-        for step in range(2 * K + 2):
-            seen = generator.standard_normal((actor.batch_size, 4), dtype=np.float32)
-            logits.append(actor.observe(seen, np.full(actor.batch_size, 0.1, np.float32)).cpu().numpy())
-            if len(actions) == step:
-                actions.append(logits[-1].argmax(-1))
-            actor.take(actions[step])
-            if step == K:
-                actor.reset(np.array([1]))
-        return logits
 
-    actions: list[np.ndarray] = []
-    expected = played(torch.device("cpu"), actions)
-    np.testing.assert_allclose(np.stack(played(device, actions)), np.stack(expected), rtol=CLOSE, atol=CLOSE)
+@pytest.mark.parametrize("mode", ["RATE", "TrXL", "DT"])
+def test_recorded_acting_equals_the_cpu(mode, device, monkeypatch):
+    recordings: list[int] = []
+
+    def recorder(function, inputs, pool):
+        recordings.append(len(inputs[0]))
+        return (record if device.type == "cuda" else record_acting_on_cpu)(function, inputs, pool)
+
+    monkeypatch.setattr(stepper, "graphs_on", lambda device, **options: Graphs(recorder=recorder, **options))
+    moments = {"steps": 9 * K, "keep": (4 * K + 1, np.arange(ROWS)[::-1].copy()), "reset_at": 8 * K}
+    assert_plays_as_on_the_cpu(agent(mode).eval(), device, record=True, **moments)
+    assert recordings
+
+
+def test_recordings_are_forgotten_when_buffers_move(monkeypatch):
+    graphs = Graphs(recorder=record_acting_on_cpu)
+    monkeypatch.setattr(stepper, "graphs_on", lambda *_, **__: graphs)
+    actor = Actor(agent().eval(), ROWS, 1.0, record=True)
+    for _ in range(4 * K):
+        actor.act(np.zeros((ROWS, 4), np.float32))
+    assert graphs.recorded
+    actor.keep(np.arange(ROWS)[::-1].copy())
+    assert not graphs.recorded
+
+
+def record_acting_on_cpu(function, inputs, pool):
+    """As `record_on_cpu`, for functions of one tensor that return another."""
+    held = [value.clone() for value in inputs]
+    result = torch.full_like(function(*held), torch.nan)
+
+    def replay(value):
+        held[0].copy_(value)
+        return result.copy_(function(*held))
+
+    return replay
 
 
 class NoReads(TorchDispatchMode):
@@ -213,6 +337,7 @@ def no_reads(trainer: Trainer) -> Iterator[None]:
         ("RATE", {}),
         ("RATE", {"precision": "bf16", "bptt_segments": 0, "action_noise": 0.1}),
         ("RATE", {"attention": "fused"}),
+        ("RATE", {"recorded": True}),
         ("TrXL", {}),
         ("DT", {"accumulate": 2}),
         ("GRU", {}),
@@ -220,11 +345,15 @@ def no_reads(trainer: Trainer) -> Iterator[None]:
     ids=str,
 )
 def test_a_training_step_never_waits_for_the_device(mode, options, device):
-    trainer = make_trainer(agent(mode), device, **options)
-    batches = [given(make_batch(seed), device) for seed in range(4)]
-    trainer.train_batch(batches[0])  # masks are made and copied once
+    recorded = options.get("recorded", False)
+    trainer = make_trainer(agent(mode), device, **{n: value for n, value in options.items() if n != "recorded"})
+    if recorded:
+        record_passes(trainer)
+    batches = [given(make_batch(seed), device) for seed in range(7)]
+    for batch in batches[:4]:  # masks are made and copied once, graphs recorded
+        trainer.train_batch(batch)
     with no_reads(trainer):
-        for batch in batches[1:]:
+        for batch in batches[4:]:
             trainer.train_batch(batch)
     trainer.check_finite()
 

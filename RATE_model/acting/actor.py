@@ -40,6 +40,8 @@ class Actor:
         transform_memory: applied to the memory before every segment except an episode's first, as
             `transform(memory, initial_memory)`; for control experiments, see `RATE_model.acting.controls`.
         precision: "32", "bf16" or "auto"; see `uses_bfloat16`.
+        record: on a GPU, record steps as CUDA graphs, which pays off in episodes of many segments; RATE and its
+            relatives only.
 
     Raises:
         ValueError: an agent in training mode, or a `slide` below 1.
@@ -61,6 +63,7 @@ class Actor:
         rtg_floor: float | None = None,
         transform_memory: MemoryTransform | None = None,
         precision: str = "32",
+        record: bool = False,
     ) -> None:
         if agent.training:
             raise ValueError("the model is in training mode, with dropout on: call model.eval() before acting")
@@ -82,12 +85,13 @@ class Actor:
         self._target = torch.empty(batch_size, device=self._device)
         self._fresh = np.ones(batch_size, dtype=bool)  # rows at the start of an episode
         dtype = torch.bfloat16 if uses_bfloat16(self._device, precision) else agent.encoder.parameter_dtype
-        options = StepOptions(window=window, slide=slide, transform=transform_memory)
+        options = StepOptions(window=window, slide=slide, transform=transform_memory, record=record)
         with torch.inference_mode(), autocast(self._device, precision):
             self._stepper = agent.memory.stepper(batch_size, options, dtype)
         _check_finite("target_return", target_return)  # None too: nothing was asked for before
         self.reset(target_return=target_return)
 
+    @torch.inference_mode()
     def reset(
         self, rows: np.ndarray | None = None, *, target_return: float | np.ndarray | Tensor | None = None
     ) -> None:
@@ -107,8 +111,7 @@ class Actor:
             self._target[index] = target.expand(self.batch_size)[index] if target.ndim == 0 else target
         self._rtg[index] = self._target[index]
         self._fresh[rows] = True
-        with torch.inference_mode():
-            self._stepper.reset(rows)
+        self._stepper.reset(rows)
 
     def keep(self, rows: np.ndarray) -> None:
         """Continue with a subset of rows, `(b,)` indices in the new order, so that finished episodes cost nothing."""

@@ -270,7 +270,7 @@ class TrainOptions:
     calibrate: Boolean = False
     # 32: float32; bf16: products in bfloat16; auto: bfloat16 if the device has hardware for it
     precision: Precision = "32"
-    # Compile the model; pays off in long runs
+    # Compile the model; on a GPU also record training and acting as CUDA graphs. Pays off in long runs
     compile: Boolean = False
     # How the RATE family computes attention in training: auto (blocks for large batches on a CPU, else shared), shared,
     # blocks (a CPU only) or fused (PyTorch's kernels for GPUs). Results differ by rounding; see docs/speed.md

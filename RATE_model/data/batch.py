@@ -23,6 +23,10 @@ class Share(NamedTuple):
         return self.total / self.count
 
 
+# Fields of a batch that stay on the CPU.
+_ON_CPU = ("lengths", "indices", "begins")
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """B windows padded to T steps.
@@ -71,9 +75,7 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on another device; ``lengths``, ``indices`` and ``begins`` stay on the CPU."""
-        return self._map(
-            lambda value: value.to(device, non_blocking=non_blocking), kept=("lengths", "indices", "begins")
-        )
+        return self._map(lambda value: value.to(device, non_blocking=non_blocking), kept=_ON_CPU)
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, for asynchronous copies to a GPU. Called by torch's DataLoader."""
@@ -83,6 +85,10 @@ class Batch:
         """Move everything to shared memory. Raises torch's error if there is too little."""
         return self._map(lambda value: value.share_memory_())
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory on a GPU until what `stream` has queued now is done; see `Tensor.record_stream`."""
+        self._map(lambda value: value.record_stream(stream), kept=_ON_CPU)
+
     def _map(self, function: Callable[[Any], Any], kept: Collection[str] = ()) -> Batch:
         """Apply `function` to all tensors except those named in `kept`."""
 
@@ -91,6 +97,29 @@ class Batch:
 
         held = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in kept}
         return replace(self, **{name: changed(value) for name, value in held.items() if value is not None})
+
+
+class DeviceCopies:
+    """Copies batches to a device. To a GPU on a stream of its own: the next batch arrives while the GPU computes.
+
+    Batches must be in page-locked memory, or the copy waits.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch on the device, ready for what the current stream is given next."""
+        if self._stream is None:
+            return batch.to(self._device, non_blocking=True)
+        with torch.cuda.stream(self._stream):
+            moved = batch.to(self._device, non_blocking=True)
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._stream)
+        # Its memory belongs to the stream of the copies, which would reuse it before the current stream is done.
+        moved.record_stream(current)
+        return moved
 
 
 class BatchTransform(Protocol):

@@ -63,6 +63,11 @@ class Frames:
         self.index.share_memory_()
         return self
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """See `Tensor.record_stream`."""
+        self.images.record_stream(stream)
+        self.index.record_stream(stream)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Frames:
         """Apply `function`, `(U, *shape)` to `(U, ...)`, to every distinct image."""
         return replace(self, images=function(self.images))
@@ -113,6 +118,10 @@ class FrameStack:
         """Move the frames to shared memory; see `Tensor.share_memory_`."""
         self.frames.share_memory_()
         return self
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """See `Tensor.record_stream`."""
+        self.frames.record_stream(stream)
 
     def dense(self) -> Tensor:
         """Every step's observation, `(B, T, S * C, H, W)`; with one channel a view, which takes no memory."""

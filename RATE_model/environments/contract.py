@@ -98,7 +98,7 @@ class Evaluation:
         cases: lengths, sizes, ...; `(None,)` if there are none.
         episodes: per case and target.
         seed: for sampled actions.
-        precision: see `Actor`.
+        precision, record: see `Actor`.
         transform_memory: default memory transform of `play`.
         run: directory of the agent's run; None: it has none.
     """
@@ -111,6 +111,7 @@ class Evaluation:
     episodes: int = 100
     seed: int = 0
     precision: str = "32"
+    record: bool = False
     transform_memory: MemoryTransform | None = None
     run: Path | None = None
     _known: dict[Any, dict[Case, Episodes]] = field(default_factory=dict, repr=False, compare=False)
@@ -379,6 +380,7 @@ class Environment(ABC):
             slide=options.slide,
             seed=evaluation.seed,
             precision=evaluation.precision,
+            record=evaluation.record,
         )
 
     def player(self, evaluation: Evaluation, actor: BatchActor) -> BatchActor:

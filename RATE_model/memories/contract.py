@@ -222,11 +222,13 @@ class StepOptions:
         window: attend to the last K steps at every step, across segment borders; for memories that see K steps at once.
         slide: how many of the oldest steps leave a full window at once.
         transform: applied to the memory whenever a segment of K steps is full, before the next one starts.
+        record: on a GPU, record steps as CUDA graphs; for memories that can. See `RATE_model.system.graphs`.
     """
 
     window: bool = False
     slide: int = 1
     transform: MemoryTransform | None = None
+    record: bool = False
 
 
 class Stepper(ABC):
@@ -264,12 +266,15 @@ class Memory(nn.Module, ABC):
         can_slide: whether `StepOptions.window` and `StepOptions.slide` have an effect.
         trains_encoders: False for a memory without gradients; encoders keep their initial weights.
         keeps_data: True for a memory that stores training data; call its `store_shown` after every window.
+        recordable: True if `decide`, given steps that are all valid, reads nothing from a GPU and copies nothing to it,
+            so that training can be recorded as a CUDA graph.
     """
 
     sees_actions: ClassVar[bool] = True
     can_slide: ClassVar[bool] = False
     trains_encoders: ClassVar[bool] = True
     keeps_data: ClassVar[bool] = False
+    recordable: ClassVar[bool] = False
 
     def __init__(self, config: MemoryConfig) -> None:
         super().__init__()

@@ -12,15 +12,17 @@ from torch import Tensor, nn
 
 from RATE_model.agent import Agent, AgentState
 from RATE_model.cli.settings import TrainOptions
-from RATE_model.data.batch import Batch, BatchTransform, Share
+from RATE_model.data.batch import Batch, BatchTransform, DeviceCopies, Share
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.errors import RunError
 from RATE_model.objectives.auxiliary import Auxiliary, ObjectiveInput
 from RATE_model.objectives.cloning import cloning_loss
 from RATE_model.system import distributed
 from RATE_model.system.freed_memory import keep_freed_memory
+from RATE_model.system.graphs import graphs_on
 from RATE_model.system.precision import autocast
 from RATE_model.training.optimization import RisingCosine, Schedule, make_optimizer
+from RATE_model.training.recorded import RecordedPasses
 from RATE_model.training.stored_states import StoredStates
 
 # Steps of a window of trajectories, counted from its start, with the states before them.
@@ -153,11 +155,14 @@ class Trainer:
             self._parameters += list(auxiliary.parameters())
             distributed.broadcast(list(auxiliary.state_dict().values()))
         self.step = 0
+        self._said_unrecorded = False
         self._metrics, self._transform = metrics, transform
         self._crash_directory = crash_directory
         model.memory.attention = options.attention
         if options.compile:
             model.memory.compile()
+        self.recorded = self.recorded_passes() if options.compile else None
+        self._copies = DeviceCopies(model.device)
         # The position (stage, epoch, batch), for crash records.
         self.position: dict[str, int] = {}
         self._unchecked: tuple[LateFlag, int, dict[str, int], Tensor] | None = None
@@ -176,6 +181,34 @@ class Trainer:
     def end_stage(self) -> None:
         """Call when other windows follow: their states replace these."""
         self._stored = self._resumed = None
+        if self.recorded is not None:
+            self.recorded.graphs.clear()  # other windows have other shapes
+
+    def recorded_passes(self) -> RecordedPasses | None:
+        """For `recorded`: passes recorded as CUDA graphs; None without a GPU, or, with a line that says why, if they
+        cannot be recorded."""
+        graphs = graphs_on(self.model.device)
+        if graphs is None:
+            return None
+        reason = (
+            "this memory reads from the GPU while it trains"
+            if not self.model.memory.recordable
+            else "there are auxiliary objectives"
+            if self.auxiliary is not None
+            else "windows start with stored states or a burn-in"
+            if self.options.window_state == "stored" or self.options.burn_in
+            else None
+        )
+        if reason is None:
+            return RecordedPasses(self.model, self._parameters, self.options.precision, graphs)
+        self._say_unrecorded(reason)
+        return None
+
+    def _say_unrecorded(self, reason: str) -> None:
+        """Once: why passes do not run as CUDA graphs."""
+        if not self._said_unrecorded and distributed.is_first():
+            print(f"--compile true: no CUDA graph: {reason}", flush=True)
+        self._said_unrecorded = True
 
     def train_batch(self, batch: Batch) -> dict[str, Tensor]:
         """Train on one batch, given on the CPU; returns scalars on the device: `train_loss`, `grad_norm`, `lr` and
@@ -191,9 +224,10 @@ class Trainer:
         indices = batch.indices
         batch = without_burn_in(batch, self.options.burn_in)
         learned = batch.valid  # on the CPU; on the device, the batch's own
-        batch = batch.to(device, non_blocking=True)
+        batch = self._copies(batch)
         if self._transform is not None:
             batch = self._transform(batch)
+        recorded = self._recorded_for(batch, valid)
         shown = self._shown(batch.actions)
         parts = self._parts(len(valid))
         states = self._first_states(batch, parts)
@@ -213,9 +247,14 @@ class Trainer:
             with torch.set_grad_enabled(count > 0):  # without a loss, the window only updates the state
                 for number, rows in enumerate(parts):
                     share = float(learned[rows, window].sum()) / max(count, 1)
-                    part_loss, part_logits, states[number], passed = self._backward(
-                        batch, shown, valid, rows, window, states[number], share
-                    )
+                    if recorded is not None and count:
+                        found = recorded.run(batch, shown, rows, window, states[number], share)
+                        self._add_gradients(found.gradients, keep=len(parts) == 1)
+                        part_loss, part_logits, states[number], passed = found.loss, found.logits, found.state, []
+                    else:
+                        part_loss, part_logits, states[number], passed = self._backward(
+                            batch, shown, valid, rows, window, states[number], share
+                        )
                     loss += part_loss
                     window_logits.append(part_logits)
                     left.append(passed)
@@ -235,6 +274,23 @@ class Trainer:
             with torch.no_grad():
                 result |= _means(self._metrics(torch.cat(logits, dim=1), batch), batch.real_rows)
         return result
+
+    def _recorded_for(self, batch: Batch, valid: Tensor) -> RecordedPasses | None:
+        """`recorded`, if it suits this batch, whose valid steps `(B, T)` are on the CPU."""
+        if self.recorded is None or (reason := self.recorded.unsuited(batch, valid)) is None:
+            return self.recorded
+        self._say_unrecorded(reason)
+        return None
+
+    def _add_gradients(self, gradients: Sequence[Tensor | None], *, keep: bool) -> None:
+        """Add to the parameters' gradients; `keep`: nothing overwrites these before the optimizer step."""
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            if gradient is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = gradient if keep else gradient.clone()
+            else:
+                parameter.grad += gradient
 
     @property
     def _auxiliary_metrics(self) -> tuple[str, ...]:

@@ -155,7 +155,7 @@ class Piece:
         first, stride = (self.own.start + 1, self.stride) if self.wrap is None else (self.own.stop, 0)
         if first < self.width:
             start = first // _LANES * _LANES  # sums of fewer columns, or of others, are slow
-            scores[..., start:] += _later(self.count, self.width - start, first - start, stride, scores.dtype)
+            scores[..., start:].add_(_later(self.count, self.width - start, first - start, stride, scores.dtype))
 
     def blocks(self, batch: int, dtype: torch.dtype) -> Iterator[slice]:
         """Trajectories that are computed together; each of torch's threads has a cache of its own."""
@@ -171,6 +171,7 @@ def _later(rows: int, columns: int, seen: int, stride: int, dtype: torch.dtype) 
     return torch.zeros(later.shape, dtype=dtype).masked_fill(later, float("-inf"))[:, None]
 
 
+@lru_cache(maxsize=256)
 def acting_piece(start: int, count: int, columns: int, heads: int, wrap: int | None = None) -> Piece:
     """For `act`: `count` rows from `start` on, among `columns` columns, of which it takes what it needs."""
     seen = min(-(-(start + count) // _LANES) * _LANES, columns)
@@ -284,7 +285,7 @@ class BlockAttention(torch.autograd.Function):
                     of_probabilities, probabilities, -1, probabilities.dtype
                 )
                 of_keys.baddbmm_(of_scores.transpose(1, 2), queries)
-                of_states[block, piece.columns] += of_keys
+                of_states[block, piece.columns].add_(of_keys)  # += would copy the sum onto itself
                 of_block = torch.bmm(of_scores, keys).view(len(tokens), -1)
                 by_distance = room[: len(tokens)]
                 by_column = piece.by_column(by_distance)

@@ -52,6 +52,7 @@ class RATE(Memory):
     """
 
     can_slide = True
+    recordable = True
     config: RATEConfig
     layers: Sequence[DecoderLayer]
 

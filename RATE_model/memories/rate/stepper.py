@@ -17,7 +17,9 @@ steps have passed, computed from the steps in the window.
 """
 
 import functools
+from collections.abc import Hashable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,14 +31,31 @@ from RATE_model.memories.rate.attention import Keys
 from RATE_model.memories.rate.blocks import act, acting_piece
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.memories.rate.state import SegmentState
+from RATE_model.system.graphs import graphs_on
 
 if TYPE_CHECKING:
     from RATE_model.memories.rate.memory import RATE
 
 # Rows from which on steps are computed by distance.
 _ROWS_BY_DISTANCE = 16
+# Recorded steps: those of a segment, and its borders, several times, while a cache fills.
+_GRAPHS = 512
 # Steps per attention call; longer appends are split, so that early tokens skip columns they cannot see.
 _CHUNK = 64
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Where appended tokens go and what they see; the same in all layers."""
+
+    columns: slice | Tensor  # of the tokens: the same in all rows, or `(b, t)`
+    seen: slice  # columns
+    by_distance: bool = False
+    wrap: int | None = None  # by distance, of a block of memory tokens; see `Piece`
+    # Otherwise as `RelativeAttention.forward` has them: bias, (sin, cos) and wrap.
+    bias: Tensor | None = None
+    rotation: tuple[Tensor, Tensor] | None = None
+    distances: Tensor | None = None
 
 
 class SegmentStepper(Stepper):
@@ -60,9 +79,12 @@ class SegmentStepper(Stepper):
         self._cached = np.zeros(batch_size, dtype=np.int64)
         self._folded = memory.fold()
         self._wrap_distances = functools.cache(memory.wrap_distances)
-        # For `_step_attention`; a few rows do not use it.
+        # For `_attend_by_distance`; a few rows do not use it.
         many = self._device.type == "cpu" and batch_size >= _ROWS_BY_DISTANCE
         self._by_distance = [folded.to(dtype) for folded in memory.fold("blocks")] if many else None
+        # Of rows that are all at the same step of their segments.
+        self._plans: dict[Hashable, _Plan] = {}
+        self._graphs = graphs_on(self._device, most=_GRAPHS) if options.record else None
         self._inputs = self._buffers()
         # The cache holds raw hidden states; only the reordered layers attend to something else.
         reordered = memory.layers[0].reordered and config.mem_len > 0
@@ -99,6 +121,8 @@ class SegmentStepper(Stepper):
         """Continue with some rows only."""
         index = torch.as_tensor(rows, device=self._device)
         hidden_is_inputs = self._hidden is self._inputs
+        if self._graphs is not None:
+            self._graphs.clear()  # buffers move
         self._inputs = [buffer[index] for buffer in self._inputs]
         self._hidden = self._inputs if hidden_is_inputs else [buffer[index] for buffer in self._hidden]
         if self._memory_tokens is not None:
@@ -255,58 +279,84 @@ class SegmentStepper(Stepper):
         Returns:
             `(b, outputs, d_model)`.
         """
-        count = x.shape[1]
+        plan, key = self._plan(rows, x.shape[1], start, first, block)
+        if self._graphs is None or key is None or rows.size < self.batch_size:
+            return self._through_layers(rows, x, plan, outputs)
+        return self._graphs.run((key, outputs), lambda x: self._through_layers(rows, x, plan, outputs), x)
+
+    def _plan(
+        self, rows: np.ndarray, count: int, start: int | np.ndarray, first: int | np.ndarray, block: bool
+    ) -> "tuple[_Plan, Hashable | None]":
+        """Where tokens go and what they see; and what the plan depends on, if these are the same in all rows."""
         starts, firsts = (np.broadcast_to(np.asarray(value), rows.shape) for value in (start, first))
-        uniform = bool((starts == starts[0]).all() and (firsts == firsts[0]).all())
-        places = starts[:1, None] + np.arange(count) if uniform else starts[:, None] + np.arange(count)
+        low, cached, by_distance = int(firsts[0]), int(self._cached[rows[0]]), self._pays_by_distance(rows.size)
+        if not ((starts == starts[0]).all() and (firsts == low).all()):
+            return self._make_plan(starts, firsts, count, cached, block, by_distance=False), None
+        key = (int(starts[0]), low, count, cached, block, by_distance)
+        if key not in self._plans:
+            plan = self._make_plan(starts[:1], firsts[:1], count, cached, block, by_distance=by_distance)
+            self._plans[key] = plan
+        return self._plans[key], key
+
+    def _make_plan(
+        self, starts: np.ndarray, firsts: np.ndarray, count: int, cached: int, block: bool, *, by_distance: bool
+    ) -> "_Plan":
+        """A plan for rows with these first columns, of the tokens and of what they see; a single one for all rows."""
+        places = starts[:, None] + np.arange(count)
         low, high = int(firsts.min()), int(starts.max()) + count
-        together = uniform and count <= _CHUNK and self._pays_by_distance(len(rows))
-        bias = None if block or together else self._bias(places, firsts, low, high)
-        cached = int(self._cached[rows[0]])
-        wrap = self._wrap_distances(cached) if block and not together else None
-        farthest_wrapped = self.memory.farthest_wrapped(cached) if block else None
-        index = torch.as_tensor(places, device=self._device)
-        if uniform:
-            index = index[0]
-        # The same for all layers.
-        rotation = self.memory.positions.sin, self.memory.positions.cos
-        if not together:  # by distance, nothing is rotated
-            rotation = rotation[0][index], rotation[1][index]
-        positions = self.memory.positions.keys[low:high]
+        columns = slice(int(starts[0]), high) if len(starts) == 1 else torch.as_tensor(places, device=self._device)
+        if by_distance and count <= _CHUNK:
+            wrap = self.memory.farthest_wrapped(cached) if block else None
+            return _Plan(columns, slice(low, high), by_distance=True, wrap=wrap)
+        index = torch.as_tensor(places[0] if len(starts) == 1 else places, device=self._device)
+        positions = self.memory.positions
+        return _Plan(
+            columns,
+            slice(low, high),
+            bias=None if block else self._bias(places, firsts, low, high),
+            rotation=(positions.sin[index], positions.cos[index]),
+            distances=self._wrap_distances(cached) if block else None,
+        )
+
+    def _through_layers(self, rows: np.ndarray, x: Tensor, plan: "_Plan", outputs: int) -> Tensor:
+        """See `_append`."""
+        count, rotation, bias = x.shape[1], plan.rotation, plan.bias
+        positions = self.memory.positions.keys[plan.seen]
         for number, layer in enumerate(self.memory.layers):
             last = number == len(self.memory.layers) - 1
             inputs = layer.attention_inputs(x)
-            columns = slice(int(starts[0]), int(starts[0]) + count) if uniform else index
-            self._store(self._inputs[number], rows, columns, inputs)
+            self._store(self._inputs[number], rows, plan.columns, inputs)
             if self._hidden is not self._inputs:
-                self._store(self._hidden[number], rows, columns, x)
+                self._store(self._hidden[number], rows, plan.columns, x)
             wanted = outputs if last else count
             if not wanted:
                 return x[:, :0]
             states = self._pick(self._inputs[number], rows)
-            if together:
-                x, inputs = x[:, -wanted:], inputs[:, -wanted:]
-                attended = self._step_attention(number, inputs, states[:, low:], high - low - wanted, farthest_wrapped)
-                x = layer.finish(x, inputs, attended)
-                continue
-            keys = Keys(states[:, low:high], positions)
             if wanted < count:
                 x, inputs = x[:, -wanted:], inputs[:, -wanted:]
-                rotation = rotation[0][..., -wanted:, :], rotation[1][..., -wanted:, :]
-                bias = None if bias is None else bias[..., -wanted:, :]
-            attended = self._attend(number, inputs, keys, rotation, bias, wrap)
+            if plan.by_distance:
+                attended = self._attend_by_distance(number, inputs, states, plan)
+            else:
+                assert rotation is not None
+                if wanted < count:
+                    rotation = rotation[0][..., -wanted:, :], rotation[1][..., -wanted:, :]
+                    bias = None if bias is None else bias[..., -wanted:, :]
+                keys = Keys(states[:, plan.seen], positions)
+                attended = self._attend(number, inputs, keys, rotation, bias, plan.distances)
             x = layer.finish(x, inputs, attended)
         return x
 
     def _pays_by_distance(self, rows: int) -> bool:
-        """Whether `_step_attention` is used: fewer operations, but it reads more weights, too many for a few rows."""
+        """Whether `_attend_by_distance` is used: fewer operations, but more weights to read than pays for few rows."""
         return self._by_distance is not None and rows >= _ROWS_BY_DISTANCE
 
-    def _step_attention(self, number: int, inputs: Tensor, states: Tensor, start: int, wrap: int | None) -> Tensor:
-        """Attention inputs `(b, t, d_model)` of tokens through one layer's attention, as the columns from `start` on of
-        `states` `(b, k, d_model)`; `wrap` as in `Piece`."""
+    def _attend_by_distance(self, number: int, inputs: Tensor, states: Tensor, plan: "_Plan") -> Tensor:
+        """Attention inputs `(b, t, d_model)` of the last tokens that `states` `(b, k, d_model)` hold through one
+        layer's attention."""
         assert self._by_distance is not None
-        piece = acting_piece(start, inputs.shape[1], states.shape[1], self.config.n_head, wrap)
+        low, high = plan.seen.start, plan.seen.stop
+        states, count = states[:, low:], inputs.shape[1]
+        piece = acting_piece(high - low - count, count, states.shape[1], self.config.n_head, plan.wrap)
         weights, farthest = self._by_distance[number].for_blocks()
         # Under autocast the softmax would be computed in float32 copies.
         with torch.autocast("cpu", enabled=False) if self._dtype == torch.bfloat16 else nullcontext():

@@ -1,0 +1,77 @@
+"""Functions recorded as CUDA graphs: one launch in place of hundreds, for models so small that launches take the time.
+
+A recorded function computes the same again on other inputs of the same shapes. It must not read from the GPU or copy
+from pageable memory, and must depend on nothing but its key, its inputs, and tensors that stay where they are, such as
+parameters that an optimizer changes in place.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Result = TypeVar("Result")
+# (function, inputs, memory pool) -> the function for inputs of the same shapes, recorded.
+Recorder = Callable[[Callable[..., Result], Sequence[Tensor], Any], Callable[..., Result]]
+
+# A function runs as it is until its third call. Shapes that occur once are not worth recording, and libraries allocate
+# and compile what they need on the first calls.
+_PLAIN_CALLS = 2
+
+
+def record(function: Callable[..., Result], inputs: Sequence[Tensor], pool: Any) -> Callable[..., Result]:
+    """Record a function as a CUDA graph; the tensors that it returns are overwritten by the next call."""
+    held = [value.clone() for value in inputs]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    # Once on the stream that records, where libraries may need workspaces of their own; its random draws do not count.
+    with torch.cuda.stream(stream), torch.random.fork_rng([torch.cuda.current_device()]):
+        function(*held)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
+        result = function(*held)
+
+    def replay(*values: Tensor) -> Result:
+        for place, value in zip(held, values, strict=True):
+            place.copy_(value, non_blocking=True)
+        graph.replay()
+        return result
+
+    return replay
+
+
+def graphs_on(device: torch.device, *, most: int = 64) -> "Graphs | None":
+    """`Graphs` on a GPU, None elsewhere."""
+    return Graphs(most=most) if device.type == "cuda" else None
+
+
+class Graphs:
+    """Functions by key and shapes, recorded on their third call. Recordings share one pool of memory.
+
+    Args:
+        most: recordings at a time; further functions run as they are.
+        recorder: `record`, or a substitute that needs no GPU.
+    """
+
+    def __init__(self, *, most: int = 64, recorder: Recorder | None = None) -> None:
+        self._most, self._recorder = most, record if recorder is None else recorder
+        self._pool = torch.cuda.graph_pool_handle() if recorder is None else None
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all recordings, for example because tensors that they use have moved."""
+        self._calls: Counter[Hashable] = Counter()
+        self.recorded: dict[Hashable, Callable[..., Any]] = {}
+
+    def run(self, key: Hashable, function: Callable[..., Result], *inputs: Tensor) -> Result:
+        """`function(*inputs)`. The next call with this key may overwrite the tensors in it: clone what is kept."""
+        key = (key, *((value.shape, value.dtype) for value in inputs))
+        if key not in self.recorded:
+            self._calls[key] += 1
+            if self._calls[key] <= _PLAIN_CALLS or len(self.recorded) >= self._most:
+                return function(*inputs)
+            self.recorded[key] = self._recorder(function, inputs, self._pool)
+        return self.recorded[key](*inputs)
