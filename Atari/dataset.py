@@ -20,13 +20,14 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from Atari.env import FRAME_STACK
-from Atari.games import Game
+from Atari.games import Game, GameName
 from Atari.games import game as game_of
-from Atari.generate_dataset import DATA_DIRECTORY, SCRIPT, GenerateOptions, dataset_path, ensure_own_data
+from Atari.generate_dataset import DATA, GenerateOptions
 from RATE_model.cli import local_settings
-from RATE_model.cli.limits import at_least
+from RATE_model.cli.limits import Range, Ranged
 from RATE_model.cli.options import changeable
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.dopamine import CLIPPED, FRAME_SHAPE, Selection, conversion_path, convert, find_replay_logs
@@ -41,28 +42,18 @@ REWARDS_FILE = "rewards.json"  # in a run: whether its data's rewards are clippe
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(Ranged):
     """Which trajectories to train on."""
 
     # Breakout, Qbert, Seaquest, Pong, or any other game of the Arcade Learning Environment
-    game: str = "Breakout"
+    game: GameName = "Breakout"
     # Data: an .h5 file, or a folder with DQN-replay files ({Game}/1/replay_logs in it); none = `atari: data:` of
     # wandb_config.yaml, or else our own data, made if missing
     data_path: Path | None = changeable(None)
     # Folder for data files; none = Atari/Atari_data
     data_dir: Path | None = changeable(None)
     # Load all frames if they fit into this many GiB; otherwise read them from disk window by window
-    memory_gib: float = changeable(4.0)
-
-    def validate(self) -> None:
-        """Raise a UserError for an unknown game, or a value out of range."""
-        game_of(self.game)
-        at_least(0, memory_gib=self.memory_gib)
-
-    @property
-    def directory(self) -> Path:
-        """The folder of data files."""
-        return self.data_dir or DATA_DIRECTORY
+    memory_gib: Annotated[float, Range(0)] = changeable(4.0)
 
 
 @dataclass(frozen=True)
@@ -108,30 +99,30 @@ def ensure_dataset(options: DataOptions, selection: Selection | None = None) -> 
         UserError: the named data is missing or invalid, or no data can be made or written.
     """
     played, selection = game_of(options.game), selection or Selection()
+    own = GenerateOptions(options.game, selection.transitions, data_dir=options.data_dir)
     place, named = options.data_path, f"--data_path {options.data_path}"
     if place is None and (place := configured_folder()) is not None:
         named = f"'atari: data: {place}' of wandb_config.yaml"
     if place is None:
-        return ensure_own_data(played, options.directory, selection.transitions)
+        return DATA.ensure(own)
     if place.is_file() and place.suffix == ".gz":
         raise UserError(f"{named}: this is one file of a replay buffer; give its folder, '{place.absolute().parent}'")
     if place.is_file():
         return place
-    own_path = dataset_path(played, options.directory, GenerateOptions(transitions=selection.transitions))
-    how = f"{how_to_get(played, selection.transitions)} Then name the file with --data_path '{own_path}'."
+    how = f"{how_to_get(played, selection.transitions)} Then name the file with --data_path '{DATA.path(own)}'."
     if not place.exists():
         raise UserError(f"{named}: does not exist. {how}")
     logs = find_replay_logs(place, played.name)
     if logs is None:
-        own = sorted(place.glob("*.h5"))
-        advice = f"To train on '{own[0].name}' in it, name that file." if own else how
+        there = sorted(place.glob("*.h5"))
+        advice = f"To train on '{there[0].name}' in it, name that file." if there else how
         raise UserError(
             f"{named}: no DQN-replay files there ({played.name}/1/replay_logs/$store$_observation_ckpt.0.gz ...). "
             f"{advice}"
         )
     if (found := game_of_logs(logs)) not in (None, played.name):
         raise UserError(f"{named}: '{logs}' contains {found}; give --game {found}, or the folder of {played.name}")
-    target = conversion_path(logs, selection, played.name, options.directory)
+    target = conversion_path(logs, selection, played.name, options.data_dir or DATA.directory)
     return convert(logs, target, selection, game=played.name, num_actions=played.actions)
 
 
@@ -146,7 +137,7 @@ def game_of_logs(logs: Path) -> str | None:
 def how_to_get(game: Game, transitions: int | None = None) -> str:
     """The command that makes data."""
     steps = "" if transitions is None else f" --transitions {transitions}"
-    return f"Make your own with `{SCRIPT} --game {game.name}{steps}`."
+    return f"Make your own with `python3 {DATA.script} --game {game.name}{steps}`."
 
 
 def open_dataset(path: Path, game: Game) -> TrajectoryFile:

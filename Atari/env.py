@@ -15,24 +15,44 @@ An episode depends only on its seed and the actions, not on what was played befo
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
-from gymnasium.vector import AutoresetMode
 
 from Atari.console import FRAME_SKIP, FRAMES_PER_SECOND, SIZE, Console
+from Atari.games import Game
 from Atari.games import game as game_of
 from RATE_model.acting.single import SeededEnv
-from RATE_model.acting.vector import FrozenVectorEnv, register_once
+from RATE_model.acting.vector import SeededVectorEnv, register_once
 from RATE_model.errors import UserError
+from RATE_model.spec import EnvironmentSpec
 
 ENV_ID = "AtariFrames-v0"
 FRAME_STACK = 4
 PUBLISHED_NOOPS = 30
 PUBLISHED_CAP = 7000  # decisions
-SEED_LIMIT = 2**63
 Opening = Literal["black", "published"]
+
+
+def spec_of(game: Game, *, return_scale: float = 1.0, conv_channels: tuple[int, ...] = (32, 64, 64)) -> EnvironmentSpec:
+    """How the model sees a game.
+
+    Args:
+        game: which.
+        return_scale: factor of returns-to-go before a linear map and a tanh encode them; the published system has 1,
+            where 20 and 180 look alike. 0: the return token is constant, behaviour cloning.
+        conv_channels: of the three convolutions; the default is the published one.
+    """
+    return EnvironmentSpec(
+        observation_shape=(FRAME_STACK, SIZE, SIZE),
+        num_actions=game.actions,
+        observation_scale=1 / 255,
+        return_scale=return_scale,
+        conv_channels=conv_channels,
+        observation_tanh=True,
+        action_tanh=True,
+        return_tanh=True,
+    )
 
 
 class AtariEnv(SeededEnv):
@@ -62,7 +82,7 @@ class AtariEnv(SeededEnv):
 
     def __init__(
         self,
-        game: str,
+        game: str = "Breakout",
         *,
         sticky: float = 0.0,
         noops: int = PUBLISHED_NOOPS,
@@ -142,26 +162,14 @@ class AtariEnv(SeededEnv):
         return {"lives": self._lives}
 
 
-class AtariVectorEnv(FrozenVectorEnv):
-    """B games side by side; ``info`` holds ``lives`` (B,) int64.
+class AtariVectorEnv(SeededVectorEnv):
+    """B games side by side, each an `AtariEnv`; ``info`` holds ``lives`` (B,) int64.
 
     ale-py's emulator does not release the GIL, so threads would not make this faster.
-
-    Args:
-        num_envs: B.
-        game, render_mode, options: for every game, see `AtariEnv`.
-
-    Raises:
-        UserError: as for `AtariEnv`.
     """
 
-    metadata = {**AtariEnv.metadata, "autoreset_mode": AutoresetMode.DISABLED}
-
-    def __init__(
-        self, num_envs: int = 1, game: str = "Breakout", *, render_mode: str | None = None, **options: Any
-    ) -> None:
-        make = partial(AtariEnv, game, render_mode=render_mode, **options)
-        super().__init__([make] * num_envs, render_mode=render_mode, seeds_below=SEED_LIMIT, name=game)
+    name = "Atari"
+    single = AtariEnv
 
 
 register_once(ENV_ID, f"{__name__}:AtariEnv", f"{__name__}:AtariVectorEnv")

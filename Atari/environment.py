@@ -11,15 +11,14 @@ import torch
 
 from Atari import evaluate as protocol
 from Atari.dataset import DataOptions, load_data, trained_on_clipped_rewards
-from Atari.env import PUBLISHED_CAP, AtariEnv, Opening
-from Atari.games import Game, ale_py
+from Atari.env import PUBLISHED_CAP, AtariEnv, Opening, spec_of
+from Atari.games import Game, GameName, ale_py
 from Atari.games import game as game_of
 from Atari.generate import FIRST_DATA_SEED
-from Atari.spec import spec_of
 from RATE_model.acting.rollout import BatchActor, Episodes
 from RATE_model.acting.video import with_caption
 from RATE_model.agent import Agent
-from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
+from RATE_model.cli.limits import Positive, Share, Steps
 from RATE_model.cli.options import changeable
 from RATE_model.cli.settings import PUBLISHED_TRAINING, ImageExperimentConfig, PlayOptions, SegmentOptions
 from RATE_model.data.dopamine import Selection
@@ -27,7 +26,6 @@ from RATE_model.environments.contract import Environment, Evaluation, TrainingDa
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
 
-HERE = Path(__file__).resolve().parent
 ENLARGE = 2  # a console's pixel, in pixels of a video
 
 
@@ -36,20 +34,12 @@ class Rules(PlayOptions):
     """Rules that training and inference share."""
 
     # Probability, at every frame, of repeating the previous action
-    sticky: float = 0.0
+    sticky: Share = 0.0
     # Step limit per episode, in decisions
-    max_steps: int = PUBLISHED_CAP
+    max_steps: Steps = PUBLISHED_CAP
     # What the agent sees at the start of an episode or a ball. black: black frames before the first, as in the data;
     # published: the first frame repeated, as in the published evaluation
     opening: Opening = changeable("published")
-
-    def validate(self) -> None:
-        """Raise a UserError for a value out of range."""
-        super().validate()
-        at_least(1, max_steps=self.max_steps)
-        at_most(MAX_STEPS, max_steps=self.max_steps)
-        if not 0 <= self.sticky < 1:
-            raise UserError(f"--sticky {self.sticky}: must be at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -57,13 +47,7 @@ class Play(Rules):
     """The game and its rules."""
 
     # Game, for converted checkpoints that do not name theirs; none = the run's
-    game: str | None = None
-
-    def validate(self) -> None:
-        """Raise a UserError for an unknown game or a value out of range."""
-        super().validate()
-        if self.game is not None:
-            game_of(self.game)
+    game: GameName | None = None
 
 
 @dataclass(frozen=True)
@@ -72,20 +56,12 @@ class Task(Rules, SegmentOptions):
 
     # Divide returns by this before the model sees them. Published: 1, followed by a tanh that hardly separates 20
     # points from 200; none = half of the target return
-    return_scale: float | None = 1.0
+    return_scale: Positive | None = 1.0
     # Passes over the data at which the learning rate's decay ends (published: 2 of 3 epochs); none = the end of
     # training, or --final_tokens
-    decay_epochs: float | None = 2.0
+    decay_epochs: Positive | None = 2.0
     # Target return, in points as counted by the data; none = the game's
     target_return: float | None = None
-
-    def validate(self) -> None:
-        """Raise a UserError for a value out of range."""
-        super().validate()
-        for name in ("return_scale", "decay_epochs"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"--{name} {value}: must be above 0, or none")
 
 
 @dataclass(frozen=True)
@@ -132,8 +108,6 @@ class Atari(Environment):
     """Breakout, Qbert, Seaquest, Pong, and any other game of the Arcade Learning Environment."""
 
     name = "Atari"
-    folder = HERE
-    checkpoints = HERE / "Atari_checkpoints"
     train_script = "Atari/train_rate_atari.py"
     inference_script = "Atari/inference_atari.py"
     config = Config
@@ -176,10 +150,9 @@ class Atari(Environment):
         """Includes the game."""
         return (config.game.name, *config.model.name_parts), ("game",)
 
-    def check(self, config: Config) -> None:
-        """Report a missing package ale-py if the run acts."""
-        if config.task.online_inference or config.task.last_inference:
-            ale_py()
+    def check_packages(self) -> None:
+        """Raise a UserError without the package ale-py."""
+        ale_py()
 
     def make(self, case: object, options: Play, *, render_mode: str | None = None) -> AtariEnv:
         """One game."""

@@ -10,10 +10,11 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 
+from RATE_model.cli.limits import Check
 from RATE_model.errors import UserError
 
 Returns = TypeVar("Returns", float, np.ndarray)
@@ -56,7 +57,7 @@ GAMES: dict[str, Game] = {
 }
 
 
-def game(name: str) -> Game:
+def game(name: str, *, flag: str = "game") -> Game:
     """The game of this name; upper and lower case do not matter.
 
     Raises:
@@ -69,15 +70,18 @@ def game(name: str) -> Game:
     try:
         rom = _roms().get(name.lower())
     except UserError as error:
-        raise UserError(f"--game {name}: {described}; for any other game: {error}") from error
+        raise UserError(f"--{flag} {name}: {described}; for any other game: {error}") from error
     if rom is None:
         raise UserError(
-            f"--game {name}: there is no such game. {described}, and any ALE game works with --game, spelled as "
+            f"--{flag} {name}: there is no such game. {described}, and any ALE game works with --game, spelled as "
             "ale-py's ROM in CamelCase (space_invaders is SpaceInvaders)."
         )
     emulator = ale_py().ALEInterface()
     emulator.loadROM(rom_path(rom))
     return Game(name=_camel_case(rom), actions=len(emulator.getMinimalActionSet()))
+
+
+GameName = Annotated[str, Check(game)]
 
 
 def ale_py() -> ModuleType:

@@ -25,7 +25,8 @@ from Atari.environment import ENVIRONMENT, Play
 from Atari.evaluate import random_player
 from Atari.experts import expert
 from Atari.games import GAMES, Game
-from Atari.generate_dataset import SCRIPT, ensure_own_data
+from Atari.generate_dataset import DATA as OWN_DATA
+from Atari.generate_dataset import GenerateOptions
 from RATE_model.cli.options import exit_on_user_error
 from RATE_model.cli.reproduce import Study, StudyOptions, cell
 from RATE_model.cli.returns_page import Part, ReturnsPage
@@ -50,7 +51,7 @@ class Options(StudyOptions):
 
 def data_command(game: Game) -> str:
     """The command that makes a game's data; training makes it if it is missing."""
-    return f"    {SCRIPT} --game {game.name} --transitions {TRANSITIONS[game.name]}"
+    return f"    python3 {OWN_DATA.script} --game {game.name} --transitions {TRANSITIONS[game.name]}"
 
 
 def study(game: Game) -> Study:
@@ -86,8 +87,8 @@ def expert_returns(game: Game) -> np.ndarray:
 
 def of_players(game: Game) -> dict[str, dict[str, Any]]:
     """Returns without training: whole episodes of the data, the scripted player, random buttons."""
-    with open_dataset(ensure_own_data(game, transitions=TRANSITIONS[game.name]), game) as file:
-        data = file.returns_to_go()[file.starts[file.whole]]
+    with open_dataset(OWN_DATA.ensure(GenerateOptions(game.name, TRANSITIONS[game.name])), game) as file:
+        data = file.episode_returns()
     rules = Play(game=game.name, opening="black")
     drawn = ENVIRONMENT.play_as(random_player(game), rules, episodes=EPISODES).returns
     return {

@@ -32,7 +32,7 @@ from typing import Literal
 import numpy as np
 
 from MuJoCo.files import DATA_DIRECTORY, find_data, how_to_get
-from MuJoCo.tasks import MAX_EPISODE_STEPS, Robot, Task
+from MuJoCo.tasks import MAX_EPISODE_STEPS, RETURN_SCALE, Robot, Task
 from RATE_model.cli.options import changeable
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.episodes import as_trajectory_file
@@ -40,6 +40,7 @@ from RATE_model.data.maker import split_datasets
 from RATE_model.data.selection import tiling_windows, windows_at_every_step
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
+from RATE_model.spec import EnvironmentSpec
 
 TRAINING_FRACTION = 0.95
 STD_MARGIN = 1e-6
@@ -81,6 +82,24 @@ class Normalisation:
         return (np.asarray(observations, dtype=np.float32) - self.mean) / self.std
 
 
+def spec_of(robot: Robot, normalisation: Normalisation | None = None) -> EnvironmentSpec:
+    """How the model sees a robot: its numbers, actions in [-1, 1].
+
+    Args:
+        robot: the robot.
+        normalisation: the data's observation statistics, which the model applies; None: no normalisation.
+    """
+    mean, std = (None, None) if normalisation is None else (normalisation.mean.tolist(), normalisation.std.tolist())
+    return EnvironmentSpec(
+        observation_shape=(robot.observation_size,),
+        num_actions=robot.action_size,
+        continuous=True,
+        observation_mean=mean and tuple(mean),
+        observation_std=std and tuple(std),
+        return_scale=1 / RETURN_SCALE,
+    )
+
+
 class MuJoCoFile(TrajectoryFile):
     """A trajectory file of a robot.
 
@@ -107,7 +126,7 @@ class MuJoCoFile(TrajectoryFile):
             raise self._error(f"has the action {self.actions[step].tolist()} at step {step}; must be from -1 to 1")
         if not self.whole.any():
             raise self._error("has no complete episode: no step is a terminal state or a timeout")
-        self.returns = self.returns_to_go()[self.starts[self.whole]]
+        self.returns = self.episode_returns()
         observations, _ = self.load()
         self.normalisation = Normalisation.of(observations[: self.lengths[self.whole].sum()])
 

@@ -19,9 +19,8 @@ import torch
 
 from MuJoCo import evaluate as protocol
 from MuJoCo import pictures
-from MuJoCo.dataset import DataOptions, load_data
-from MuJoCo.spec import spec_of
-from MuJoCo.tasks import TASKS, Robot, Version, make_environment, task_of
+from MuJoCo.dataset import DataOptions, load_data, spec_of
+from MuJoCo.tasks import TASKS, Robot, TaskNumber, Version, make_environment, task_of
 from MuJoCo.tasks import Task as RobotTask
 from RATE_model.acting.evaluation import Acting
 from RATE_model.acting.rollout import Episodes
@@ -32,8 +31,6 @@ from RATE_model.environments.contract import Environment, Evaluation, TrainingDa
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.training.checkpoints import NORMALISATION
-
-HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -52,13 +49,7 @@ class Play(Simulation):
 
     # Task to play, if not the run's own: other data of the same robot. Needed for converted checkpoints that do not
     # name theirs
-    env_id: int | None = None
-
-    def validate(self) -> None:
-        """Raise a UserError for a value out of range."""
-        super().validate()
-        if self.env_id is not None:
-            task_of(self.env_id)
+    env_id: TaskNumber | None = None
 
     @property
     def robot(self) -> Robot:
@@ -72,14 +63,9 @@ class Task(Simulation, SegmentOptions):
     """Robot and data, segments, and evaluation."""
 
     # Robot and data: 0 halfcheetah-medium ... 11 hopper-medium-expert, see MuJoCo/README.md
-    env_id: int = 0
+    env_id: TaskNumber = 0
     # Target return, in units of reward; none = the task's
     target_return: float | None = None
-
-    def validate(self) -> None:
-        """Raise a UserError for a value out of range."""
-        super().validate()
-        task_of(self.env_id)
 
 
 @dataclass(frozen=True)
@@ -99,8 +85,6 @@ class MuJoCo(Environment):
     """HalfCheetah, Hopper and Walker2d with D4RL's data or our own."""
 
     name = "MuJoCo"
-    folder = HERE
-    checkpoints = HERE / "MuJoCo_checkpoints"
     train_script = "MuJoCo/train_rate_mujoco_ca.py"
     inference_script = "MuJoCo/inference_mujoco.py"
     config = Config

@@ -2,13 +2,9 @@
 
     python3 MuJoCo/generate_dataset.py --env hopper --dataset medium
 
-PPO (`RATE_model.data.ppo`) trains a policy, and the stochastic policy acts, in Gymnasium's v4 environments:
-
-    medium          the first policy whose training episodes reach the mean return of D4RL's medium data (about a third
-                    of an expert's score), else the best within --train_steps
-    medium-replay   every policy from the untrained to the medium one, each for the same number of steps
-    expert          the best policy of a longer training run, all of --train_steps
-    medium-expert   the policies of medium and expert, half of the steps each
+PPO (`RATE_model.data.ppo`) trains a policy, and the stochastic policy acts, in Gymnasium's v4 environments. The kinds
+of data are those of `RATE_model.data.policies`; a policy is medium if its training episodes reach the mean return of
+D4RL's medium data, about a third of an expert's score.
 
 Policies are saved in the folder `policies` next to the data: a second dataset of a robot trains only what is missing.
 
@@ -20,13 +16,12 @@ next_observations. Its attributes record the training steps and episode returns 
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
@@ -37,17 +32,14 @@ import numpy as np
 from MuJoCo.files import data_directory, generated_name
 from MuJoCo.tasks import MAX_EPISODE_STEPS, ROBOTS, DatasetName, Robot, RobotName, Task, make_environment
 from RATE_model.cli.limits import MAX_EPISODE_STEPS as MAX_COUNT
-from RATE_model.cli.limits import at_least, at_most
+from RATE_model.cli.limits import EpisodeSteps, Range, Ranged
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.data.collect import collect
-from RATE_model.data.ppo import NUM_ENVIRONMENTS, ROUND_STEPS, Policy, PPOTraining, train_policies
+from RATE_model.data.policies import PolicyData
+from RATE_model.data.ppo import NUM_ENVIRONMENTS, ROUND_STEPS, PPOTraining
 from RATE_model.data.trajectories import TrajectoryFile
-from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.system.locks import making
-from RATE_model.system.progress import progress_bar
 
 SCRIPT = "python3 MuJoCo/generate_dataset.py"
-PARALLEL_EPISODES = 16  # episodes side by side
 
 # Sizes of D4RL's datasets, except for medium-replay.
 STEPS = {"medium": 1_000_000, "expert": 1_000_000, "medium-expert": 2_000_000}
@@ -72,7 +64,7 @@ def training_of(robot: Robot, seed: int = 0, round_steps: int = ROUND_STEPS) -> 
 
 
 @dataclass(frozen=True)
-class GenerateOptions:
+class GenerateOptions(Ranged):
     """What to make."""
 
     # Robot
@@ -80,27 +72,20 @@ class GenerateOptions:
     # Kind of data
     dataset: DatasetName = "medium"
     # Minimum number of steps in the file; episodes are whole. none = as many as in D4RL's
-    steps: int | None = None
+    steps: EpisodeSteps | None = None
     # Maximum training steps; none = 2 million for medium and medium-replay, 5 million with expert
-    train_steps: int | None = None
+    train_steps: EpisodeSteps | None = None
     # Mean return at which a policy counts as medium; none = the mean of D4RL's medium data
     medium_return: float | None = None
     # Seed of the training and of the episodes
-    seed: int = 0
+    seed: Annotated[int, Range(0, MAX_COUNT)] = 0
     # Training steps between saved policies
-    round_steps: int = ROUND_STEPS
+    round_steps: Annotated[int, Range(16 * NUM_ENVIRONMENTS, MAX_COUNT)] = ROUND_STEPS
     # Folder for the file and the policies; none = `mujoco: data_dir_prefix:` of wandb_config.yaml, else
     # MuJoCo/MuJoCo_data
     data_path: Path | None = None
     # Replace an existing file
     overwrite: Boolean = False
-
-    def validate(self) -> None:
-        """Raise a UserError for a value out of range."""
-        at_least(1, steps=self.steps, train_steps=self.train_steps)
-        at_least(0, seed=self.seed)
-        at_least(16 * NUM_ENVIRONMENTS, round_steps=self.round_steps)
-        at_most(MAX_COUNT, steps=self.steps, train_steps=self.train_steps, seed=self.seed, round_steps=self.round_steps)
 
     @property
     def robot(self) -> Robot:
@@ -134,60 +119,26 @@ def generate(options: GenerateOptions) -> Path:
     Raises:
         UserError: the file exists and may not be replaced, a package is missing, or something cannot be written.
     """
+    robot = options.robot
     with making(options.path, overwrite=options.overwrite) as wanted:
         if wanted:
-            _make(options)
+            make_environment(robot).close()  # fails before anything is trained if a package is missing
+            data = PolicyData(
+                training_of(robot, options.seed, options.round_steps),
+                data_directory(options.data_path) / "policies",
+                options.dataset,
+                options.goal,
+                options.budget,
+                options.file_steps,
+                options.seed,
+            )
+            data.write(
+                options.path,
+                attributes=_attributes(options),
+                state=_state,
+                figures=lambda returns: {"normalised_score": float(robot.normalised_score(returns.mean()))},
+            )
     return options.path
-
-
-def _make(options: GenerateOptions) -> None:
-    """See `generate`."""
-    path, robot = options.path, options.robot
-    environments = [
-        make_environment(robot) for _ in range(min(PARALLEL_EPISODES, math.ceil(options.file_steps / 1000)))
-    ]
-    policies = _trained(options)
-    chosen = mixture(policies, options.dataset, options.goal)
-    steps = math.ceil(options.file_steps / len(chosen))
-    notes: list[dict[str, Any]] = []  # filled below; the writer reads it at the end
-    with TrajectoryWriter(
-        path,
-        observation_shape=(robot.observation_size,),
-        observation_dtype="float32",
-        action_shape=(robot.action_size,),
-        action_dtype="float32",
-        attributes=_attributes(options) | {"policies": notes},
-    ) as writer:
-        with progress_bar(total=options.file_steps, desc="episodes", unit="step") as bar:
-            for policy in chosen:
-                generator = np.random.default_rng([options.seed, policy.steps])
-                returns = collect(
-                    environments, policy, steps, generator=generator, writer=writer, note=_state, report=bar.update
-                )
-                notes.append(_note(robot, policy, returns))
-    for environment in environments:
-        environment.close()
-
-
-def mixture(policies: Sequence[Policy], dataset: str, goal: float) -> list[Policy]:
-    """The policies that act for a dataset, the same number of steps each; see the module.
-
-    Args:
-        policies: from one training run, from the untrained one onward.
-        goal: mean training return at which a policy counts as medium.
-    """
-
-    def best(among: Sequence[Policy]) -> Policy:
-        return max(among, key=lambda policy: np.nan_to_num(policy.training_return, nan=-np.inf))
-
-    reached = [policy for policy in policies if policy.training_return >= goal]
-    medium = reached[0] if reached else best(policies)
-    return {
-        "medium": [medium],
-        "medium-replay": list(policies[: policies.index(medium) + 1]),
-        "expert": [best(policies)],
-        "medium-expert": [medium, best(policies)],
-    }[dataset]
 
 
 def _state(environment: Any) -> dict[str, np.ndarray]:
@@ -206,45 +157,6 @@ def describe(path: Path, robot: Robot) -> str:
         )
 
 
-def _trained(options: GenerateOptions) -> list[Policy]:
-    """All policies to choose from, trained as far as needed."""
-    until_medium = options.dataset in ("medium", "medium-replay")
-
-    def enough(policies: list[Policy]) -> bool:
-        reached = until_medium and policies and policies[-1].training_return >= options.goal
-        return bool(reached) or (bool(policies) and policies[-1].steps >= options.budget)
-
-    with progress_bar(total=options.budget, desc="training", unit="step") as bar:
-
-        def report(policy: Policy) -> None:
-            bar.n = policy.steps
-            bar.refresh()
-            if policy.steps:
-                bar.write(f"{options.env}, {policy.steps} steps of training: mean return {policy.training_return:.0f}")
-
-        training = training_of(options.robot, options.seed, options.round_steps)
-        folder = data_directory(options.data_path) / "policies"
-        policies = train_policies(training, folder, enough=enough, report=report)
-    if options.dataset != "expert" and not any(policy.training_return >= options.goal for policy in policies):
-        print(
-            f"No policy reached a mean return of {options.goal:.0f} within {policies[-1].steps} steps of training; "
-            "the best one is used as the medium policy. For more steps: --train_steps",
-            file=sys.stderr,
-        )
-    return policies
-
-
-def _note(robot: Robot, policy: Policy, returns: np.ndarray) -> dict[str, Any]:
-    """A policy's record in the file's attributes."""
-    return {
-        "training_steps": policy.steps,
-        "episodes": len(returns),
-        "return_mean": float(returns.mean()),
-        "return_std": float(returns.std()),
-        "normalised_score": float(robot.normalised_score(returns.mean())),
-    }
-
-
 def _attributes(options: GenerateOptions) -> dict[str, Any]:
     """The file's attributes."""
     return {
@@ -260,23 +172,16 @@ def _attributes(options: GenerateOptions) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Options:
-    """Make data of our own."""
-
-    generate: GenerateOptions = field(default_factory=GenerateOptions)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the requested file; see the module."""
     with exit_on_user_error():
         options = parse_options(
-            Options,
+            GenerateOptions,
             argv=argv,
             prog=SCRIPT,
             description="Make MuJoCo data by PPO.",
             aliases={"data_dir": "data_path"},
-        ).generate
+        )
         try:
             path = generate(options)
         except KeyboardInterrupt:

@@ -17,10 +17,11 @@ import importlib
 import os
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
 
+from RATE_model.cli.limits import Check
 from RATE_model.errors import UserError
 
 if TYPE_CHECKING:
@@ -113,12 +114,15 @@ TASKS = (
 )
 
 
-def task_of(env_id: int) -> Task:
+def task_of(env_id: int, *, flag: str = "env_id") -> Task:
     """The task of the flag ``--env_id``. Raises UserError for an unknown number."""
     if not 0 <= env_id < len(TASKS):
         listed = ", ".join(f"{number} {task.name}" for number, task in enumerate(TASKS))
-        raise UserError(f"--env_id {env_id}: must be one of {listed}")
+        raise UserError(f"--{flag} {env_id}: must be one of {listed}")
     return TASKS[env_id]
+
+
+TaskNumber = Annotated[int, Check(task_of)]
 
 
 def make_environment(robot: Robot, version: Version = "v4", **rendering: Any) -> gymnasium.Env:

@@ -53,7 +53,7 @@ class Options:
     def data_steps(self, game: Game) -> tuple[int, int]:
         """Steps per noise level of a game's data, and in total."""
         steps = self.planned_steps if plans(game) else self.steps
-        return steps, steps * len(GenerateOptions().recipe(game).mix)
+        return steps, steps * len(GenerateOptions(game.name).recipe.mix)
 
 
 def on_the_processor(work: Callable[[], None]) -> Callable[[], float]:
@@ -80,7 +80,7 @@ def act_at_random(env: AtariEnv, steps: int) -> None:
 def make_data(game: Game, options: Options, folder: Path) -> None:
     """Make data with the configured number of steps at every noise level."""
     steps, total = options.data_steps(game)
-    recipe = replace(GenerateOptions().recipe(game), max_steps=steps)
+    recipe = replace(GenerateOptions(game.name).recipe, max_steps=steps)
     generate(recipe, total, folder / f"{game.name}.h5", overwrite=True, workers=1)
 
 
@@ -101,7 +101,7 @@ def format_table(result: dict[str, Any], options: Options) -> str:
     rows = []
     for game in GAMES.values():
         random, data = (result["cases"][f"{game.name}, {kind}"]["median_s"] for kind in ("random", "data"))
-        steps, wanted = options.data_steps(game)[1], GenerateOptions().steps(game)
+        steps, wanted = options.data_steps(game)[1], GenerateOptions(game.name).steps
         rows.append(
             [
                 game.name,

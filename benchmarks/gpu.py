@@ -41,7 +41,7 @@ from RATE_model.training.trainer import Trainer
 from tests import reference
 from tests.tmaze_runs import TINY
 from TMaze_new.TMaze_new_src import train_tmaze
-from TMaze_new.TMaze_new_src.spec import SPEC
+from TMaze_new.TMaze_new_src.env import SPEC
 
 Part = Literal["tests", "benchmarks", "training"]
 TESTS = ("tests/test_gpu.py", "tests/RATE_model/data/test_windows.py")

@@ -42,7 +42,7 @@ from RATE_model.memories.contract import Memory, Steps
 from RATE_model.memories.stack import Stack
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
-from TMaze_new.TMaze_new_src.spec import SPEC
+from TMaze_new.TMaze_new_src.env import SPEC
 
 # The first mode of every memory in the table.
 FIRST_MODES = tuple({mode.memory: name for name, mode in reversed(MODES.items())}.values())[::-1]

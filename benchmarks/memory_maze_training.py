@@ -29,11 +29,10 @@ import torch
 from benchmarks import common, shares
 from MemoryMaze.MemoryMaze_src import environment
 from MemoryMaze.MemoryMaze_src.dataset import DATA
-from MemoryMaze.MemoryMaze_src.env import MemoryMazeVectorEnv
+from MemoryMaze.MemoryMaze_src.env import SPEC, MemoryMazeVectorEnv
 from MemoryMaze.MemoryMaze_src.environment import ENVIRONMENT, Mazes
 from MemoryMaze.MemoryMaze_src.evaluate import TARGET_RETURN, evaluation_seeds
 from MemoryMaze.MemoryMaze_src.generate import Recipe, generate
-from MemoryMaze.MemoryMaze_src.spec import SPEC
 from RATE_model.agent import Agent
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict

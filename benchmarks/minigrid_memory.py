@@ -22,9 +22,8 @@ import torch
 
 from benchmarks import common
 from MinigridMemory.MinigridMemory_src.dataset import DATA, DataOptions, load_windows
-from MinigridMemory.MinigridMemory_src.env import TILE, MinigridMemoryEnv
+from MinigridMemory.MinigridMemory_src.env import SPEC, TILE, MinigridMemoryEnv
 from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT, Mazes
-from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.acting.rollout import evaluating
 from RATE_model.agent import Agent
 from RATE_model.cli.limits import at_least

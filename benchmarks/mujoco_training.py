@@ -22,8 +22,8 @@ import torch
 from benchmarks import common
 from benchmarks.flops import training_flops
 from benchmarks.train_step import WINDOWS
+from MuJoCo.dataset import spec_of
 from MuJoCo.environment import ENVIRONMENT, Play
-from MuJoCo.spec import spec_of
 from MuJoCo.tasks import HALFCHEETAH
 from RATE_model.acting.evaluation import Acting, play_cases
 from RATE_model.acting.rollout import evaluating

@@ -20,7 +20,7 @@ from RATE_model.original.weights import convert_weights
 from RATE_model.training.trainer import window_steps
 from tests import reference
 from tests.small_models import rate_agent
-from TMaze_new.TMaze_new_src.spec import SPEC
+from TMaze_new.TMaze_new_src.env import SPEC
 
 
 def remembered_tables() -> AbstractContextManager:

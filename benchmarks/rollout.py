@@ -29,7 +29,7 @@ from RATE_model.cli.settings import ModelOptions, at_least
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import RATEConfig
 from tests import reference
-from TMaze_new.TMaze_new_src.spec import SPEC
+from TMaze_new.TMaze_new_src.env import SPEC
 
 FAST = common.ROOT / "TMaze_new" / "TMaze_new_src" / "config_fast.yaml"
 

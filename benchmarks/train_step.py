@@ -30,7 +30,7 @@ from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
 from tests import reference
-from TMaze_new.TMaze_new_src.spec import SPEC
+from TMaze_new.TMaze_new_src.env import SPEC
 
 # The published way (gradients inside a segment, one optimizer step for each) and ours (through all segments, one step).
 WINDOWS = {0: "one segment", -1: "all segments"}

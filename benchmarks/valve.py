@@ -40,8 +40,7 @@ from RATE_model.loading import load_agent
 from RATE_model.memories.rate.config import VALVES, RATEConfig
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.atomic import atomic_write_json
-from TMaze_new.TMaze_new_src.env import TMazeVectorEnv
-from TMaze_new.TMaze_new_src.spec import SPEC
+from TMaze_new.TMaze_new_src.env import SPEC, TMazeVectorEnv
 
 NOISE, SEGMENTS, BATCH = 20, 4, 64
 SOLVED = 0.99  # share of right answers, averaged over about the last ten batches

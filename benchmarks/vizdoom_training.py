@@ -31,11 +31,10 @@ from RATE_model.data.batch import Batch
 from RATE_model.system.precision import autocast
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
-from VizDoom.VizDoom_src.env import VizDoomTwoColorsEnv, VizDoomTwoColorsVectorEnv
+from VizDoom.VizDoom_src.env import SPEC, VizDoomTwoColorsEnv, VizDoomTwoColorsVectorEnv
 from VizDoom.VizDoom_src.environment import ENVIRONMENT
 from VizDoom.VizDoom_src.evaluate import TARGET_RETURN, evaluation_seeds
 from VizDoom.VizDoom_src.scenario import Scenario
-from VizDoom.VizDoom_src.spec import SPEC
 
 PUBLISHED = ("--nmt", "5", "--mem_len", "300", "--n_head_ca", "2", "--skip_dec_ffn")
 PRECISION = "bf16"

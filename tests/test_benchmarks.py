@@ -16,7 +16,7 @@ from RATE_model.cli.options import updated
 from RATE_model.cli.settings import ModelOptions
 from RATE_model.memories import MEMORIES, MODES
 from tests.small_models import save_small_model, small_model
-from TMaze_new.TMaze_new_src.spec import SPEC
+from TMaze_new.TMaze_new_src.env import SPEC
 
 K, N, BATCH = 13, 3, 2  # 39 tokens: two row groups
 SIZES = dict(n_layer=2, n_head=2, d_model=16, d_head=8, d_inner=24, nmt=3, n_head_ca=2)

@@ -26,7 +26,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # make the repository importable
@@ -34,10 +34,9 @@ if __name__ == "__main__":  # started as a script
 
 import numpy as np
 
-from MemoryMaze.MemoryMaze_src.env import check_size
+from MemoryMaze.MemoryMaze_src.env import SPEC, Size
 from MemoryMaze.MemoryMaze_src.generate import DEFAULT_MIX, EXPERTS_VERSION, Recipe, generate
-from MemoryMaze.MemoryMaze_src.spec import SPEC
-from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
+from RATE_model.cli.limits import Range, Steps
 from RATE_model.cli.local_settings import configured_folder
 from RATE_model.cli.options import changeable
 from RATE_model.data.maker import DAggerOptions, DataMaker, split_datasets
@@ -72,11 +71,11 @@ class DataOptions(DAggerOptions):
     """Which trajectories to make or to train on."""
 
     # Size of the mazes, in training also of those to evaluate in: 9, 11, 13 or 15 cells
-    size: int = 9
+    size: Size = 9
     # Episodes; the published data had 5000
-    episodes: int = 200
+    episodes: Annotated[int, Range(10, MAX_EPISODES)] = 200
     # Steps per episode
-    steps: int = 1000
+    steps: Steps = 1000
     # Players, as EXPERT:NOISE:SHARE; NOISE is the probability of a random action, SHARE the share of episodes
     mix: tuple[str, ...] = DEFAULT_MIX
     # Share of the time in which the players walk to a random ball, maybe the target: expert data with perturbations
@@ -104,11 +103,6 @@ class DataOptions(DAggerOptions):
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
         super().validate()
-        check_size(self.size)
-        at_least(10, episodes=self.episodes)
-        at_most(MAX_EPISODES, episodes=self.episodes)
-        at_least(1, steps=self.steps)
-        at_most(MAX_STEPS, steps=self.steps)
         replace(self, driver=None).recipe()  # whether the driver exists is checked when it is loaded
 
     def recipe(self) -> Recipe:

@@ -13,16 +13,16 @@ An episode depends only on its seed and the actions: pictures and rewards equal 
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from MemoryMaze.MemoryMaze_src.simulation import IMAGE, SIZES, STEPS_PER_SECOND, Maze
 from RATE_model.acting.single import SeededEnv
-from RATE_model.acting.vector import FrozenVectorEnv, register_once
+from RATE_model.acting.vector import SeededVectorEnv, register_once
+from RATE_model.cli.limits import Check
 from RATE_model.errors import UserError
-from RATE_model.system.processes import available_cores
+from RATE_model.spec import EnvironmentSpec
 
 NOOP, FORWARD, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = range(6)
 NUM_ACTIONS = 6
@@ -34,6 +34,16 @@ EPISODE_STEPS = {9: 1000, 11: 2000, 13: 3000, 15: 4000}
 NUM_TARGETS = {9: 3, 11: 4, 13: 5, 15: 6}
 NAME = "Memory Maze"
 SEED_LIMIT = 2**32
+# How the model sees it.
+SPEC = EnvironmentSpec(
+    observation_shape=OBSERVATION_SHAPE,
+    num_actions=NUM_ACTIONS,
+    observation_scale=1 / 255,
+    conv_padding=2,
+    observation_tanh=True,
+    action_tanh=True,
+    return_tanh=True,
+)
 VIEWS = ("agent", "top")  # of pictures for people
 
 
@@ -46,6 +56,9 @@ def check_size(size: int, *, flag: str = "size") -> None:
     """Raise a `UserError` that names the flag if the size does not exist."""
     if size not in SIZES:
         raise UserError(f"--{flag} {size}: Memory Maze has the sizes {', '.join(map(str, SIZES))}.")
+
+
+Size = Annotated[int, Check(check_size)]
 
 
 class MemoryMazeEnv(SeededEnv):
@@ -154,40 +167,12 @@ def blank_picture() -> np.ndarray:
     return np.zeros((VIEW_IMAGE, VIEW_IMAGE, 3), dtype=np.uint8)
 
 
-class MemoryMazeVectorEnv(FrozenVectorEnv):
-    """B mazes side by side; drawing holds Python's lock, so they are divided among processes.
+class MemoryMazeVectorEnv(SeededVectorEnv):
+    """B mazes side by side, each a `MemoryMazeEnv`, divided among processes, as drawing holds Python's lock."""
 
-    Args:
-        num_envs: B.
-        size, render_mode, options: for every maze, see `MemoryMazeEnv`.
-        workers: processes. 0: the mazes are in this process. None: one per core this process may use.
-
-    Raises:
-        UserError: a value is out of range, or (by the first reset) a package is missing or nothing can draw.
-    """
-
-    metadata = MemoryMazeEnv.metadata | FrozenVectorEnv.metadata
-
-    def __init__(
-        self,
-        num_envs: int = 1,
-        size: int = DEFAULT_SIZE,
-        *,
-        workers: int | None = None,
-        render_mode: str | None = None,
-        **options: Any,
-    ) -> None:
-        example = MemoryMazeEnv(size, render_mode=render_mode, **options)  # nothing is built before its first reset
-        super().__init__(
-            [partial(MemoryMazeEnv, size, render_mode=render_mode, **options)] * num_envs,
-            max_steps=example.max_steps,
-            workers=available_cores() if workers is None else workers,
-            spaces=(example.observation_space, example.action_space),
-            render_mode=render_mode,
-            seeds_below=SEED_LIMIT,
-            name=NAME,
-        )
-        self.size = size
+    name = NAME
+    single = MemoryMazeEnv
+    computes = True
 
 
 for _size in SIZES:

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -16,27 +14,25 @@ from MemoryMaze.MemoryMaze_src.env import (
     EPISODE_STEPS,
     MIRRORED,
     SEED_LIMIT,
+    SPEC,
     VIEWS,
     MemoryMazeEnv,
     MemoryMazeVectorEnv,
-    check_size,
+    Size,
 )
 from MemoryMaze.MemoryMaze_src.generate import FIRST_DATA_SEED
 from MemoryMaze.MemoryMaze_src.graphics import check_installed
 from MemoryMaze.MemoryMaze_src.privileged import SAME_IN_THE_MIRROR, SIGNS_IN_THE_MIRROR
-from MemoryMaze.MemoryMaze_src.spec import SPEC, spec_of
 from RATE_model.acting.evaluation import Acting
 from RATE_model.acting.rollout import Episodes, mean_and_error, rollout_alternating
 from RATE_model.acting.video import with_caption
-from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
+from RATE_model.cli.limits import Count, Steps
 from RATE_model.cli.options import Boolean, changeable
 from RATE_model.cli.settings import PUBLISHED_TRAINING, ImageExperimentConfig, PlayOptions, SegmentOptions
 from RATE_model.data.mirror import Mirror
 from RATE_model.environments.contract import Case, Environment, Evaluation, TrainingData
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.processes import available_cores
-
-HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -47,13 +43,7 @@ class Rules(PlayOptions):
     # limit (published)
     rtg_floor: float | None = None
     # Step limit of evaluated episodes; none = the environment's own: 1000 in 9x9, 2000, 3000 and 4000 in larger mazes
-    episode_timeout: int | None = 1000
-
-    def validate(self) -> None:
-        """Raise a UserError for a value out of range."""
-        super().validate()
-        at_least(1, episode_timeout=self.episode_timeout)
-        at_most(MAX_STEPS, episode_timeout=self.episode_timeout)
+    episode_timeout: Steps | None = 1000
 
 
 @dataclass(frozen=True)
@@ -61,18 +51,12 @@ class Mazes(Rules):
     """The mazes to play."""
 
     # Size of the mazes: 9, 11, 13 or 15 cells
-    size: int = DEFAULT_SIZE
+    size: Size = DEFAULT_SIZE
     # Also play the same mazes with a random player and with the experts that make the data
     players: Boolean = False
     # Processes that draw the mazes (at least two if there are two mazes) and that run other players; none = one per
     # core
-    workers: int | None = None
-
-    def validate(self) -> None:
-        """Raise a UserError for a value out of range."""
-        super().validate()
-        check_size(self.size)
-        at_least(1, workers=self.workers)
+    workers: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -104,8 +88,6 @@ class MemoryMaze(Environment):
     """Balls in a maze that stays the same over an episode, one of them the target at a time."""
 
     name = "Memory Maze"
-    folder = HERE
-    checkpoints = HERE.parent / "MemoryMaze_checkpoints"
     train_script = "MemoryMaze/MemoryMaze_src/train_mem_maze.py"
     inference_script = "MemoryMaze/MemoryMaze_src/inference_mem_maze.py"
     config = Config
@@ -132,7 +114,7 @@ class MemoryMaze(Environment):
 
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
         """Images, six actions."""
-        return spec_of(tuple(flags.get("conv_channels", SPEC.conv_channels)))
+        return replace(SPEC, conv_channels=tuple(flags.get("conv_channels", SPEC.conv_channels)))
 
     def check_packages(self) -> None:
         """Raise a UserError without the package memory-maze."""
@@ -144,7 +126,8 @@ class MemoryMaze(Environment):
         size = segments * config.context_length
         sides = load_windows(self.files(config), size=size, windows=data.windows, learn=data.learn)
         transform = Mirror(MIRRORED, SAME_IN_THE_MIRROR, SIGNS_IN_THE_MIRROR) if config.task.mirror else None
-        return TrainingData.of_one_stage(sides, segments, spec_of(config.image.conv_channels), transform=transform)
+        spec = replace(SPEC, conv_channels=config.image.conv_channels)
+        return TrainingData.of_one_stage(sides, segments, spec, transform=transform)
 
     def make(self, case: Case, options: Mazes, *, render_mode: str | None = None) -> MemoryMazeEnv:
         """One maze."""
@@ -167,9 +150,7 @@ class MemoryMaze(Environment):
 
     def chance(self, case: Case, evaluation: Evaluation) -> float:
         """A random player's return; playing takes a minute."""
-        options: Mazes = evaluation.options
-        asked = options.size, evaluation.episodes, options.episode_timeout, options.workers
-        return float(_returns("random", *asked).mean())
+        return float(_returns("random", evaluation).mean())
 
     def acting(self, evaluation: Evaluation, target: float) -> Acting:
         """Returns-to-go stop at a floor."""
@@ -224,15 +205,14 @@ class MemoryMaze(Environment):
 
 def _players(evaluation: Evaluation) -> dict[str, np.ndarray]:
     """Returns (E,) by player."""
+    return {player: _returns(player, evaluation) for player in protocol.PLAYERS} if evaluation.options.players else {}
+
+
+def _returns(player: str, evaluation: Evaluation) -> np.ndarray:
+    """Returns (E,) of a player in the same mazes."""
     options: Mazes = evaluation.options
-    asked = options.size, evaluation.episodes, options.episode_timeout, options.workers
-    return {player: _returns(player, *asked) for player in protocol.PLAYERS} if options.players else {}
-
-
-@lru_cache
-def _returns(player: str, size: int, episodes: int, steps: int | None, workers: int | None) -> np.ndarray:
-    """`player_returns`, played once and shared by table and picture."""
-    return protocol.player_returns(player, size=size, episodes=episodes, steps=steps, workers=workers)
+    how = {"size": options.size, "steps": options.episode_timeout, "workers": options.workers}
+    return protocol.player_returns(player, episodes=evaluation.episodes, **how)
 
 
 ENVIRONMENT = MemoryMaze()

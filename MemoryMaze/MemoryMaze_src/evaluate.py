@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
 from MemoryMaze.MemoryMaze_src.env import DEFAULT_SIZE, MemoryMazeEnv
-from MemoryMaze.MemoryMaze_src.generate import PlayerOfMix
+from MemoryMaze.MemoryMaze_src.generate import EXPERTS_VERSION, PlayerOfMix
 from MemoryMaze.MemoryMaze_src.generate import play as play_expert
+from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
+from RATE_model.acting.players import Row, play_players
 from RATE_model.acting.rollout import Episodes, mean_and_error
-from RATE_model.system.processes import available_cores, in_order
+from RATE_model.system import cache
 
 TARGET_RETURN = 18.1
 PUBLISHED_EPISODES = 5
@@ -46,7 +49,7 @@ def player_returns(
     steps: int | None = None,
     workers: int | None = None,
 ) -> np.ndarray:
-    """Returns of one of `PLAYERS` in the mazes of an evaluation: (E,) float64.
+    """Returns of one of `PLAYERS` in the mazes of an evaluation: (E,) float64; cached.
 
     Args:
         player: of `PLAYERS`.
@@ -58,9 +61,12 @@ def player_returns(
     Raises:
         UserError: the package is missing.
     """
-    work = functools.partial(_return_of, PLAYERS[player], size, steps)
-    seeds = evaluation_seeds(episodes).tolist()
-    return np.array(list(in_order(work, seeds, min(workers or available_cores(), episodes))))
+    maze_tasks()  # fails here, not in a worker, if the package is missing
+    play = functools.partial(_play, size, steps)
+    made, folder = (EXPERTS_VERSION, size, steps), cache.directory("memory_maze")
+    return play_players([player], evaluation_seeds(episodes), play, made=made, folder=folder, workers=workers)[
+        player
+    ].returns
 
 
 class UnrenderedMaze(MemoryMazeEnv):
@@ -70,10 +76,11 @@ class UnrenderedMaze(MemoryMazeEnv):
         pass
 
 
-def _return_of(player: str, size: int, steps: int | None, seed: int) -> float:
-    """Return of a player in the maze of a seed; a module-level function, for processes."""
+def _play(size: int, steps: int | None, player: str, seeds: Sequence[int]) -> list[Row]:
+    """Return, steps and last reward of a player in the mazes of some seeds."""
     with contextlib.closing(UnrenderedMaze(size, max_steps=steps, privileged=True)) as maze:
-        return float(play_expert(maze, PlayerOfMix.of(player), seed)["rewards"].sum())
+        played = [play_expert(maze, PlayerOfMix.of(PLAYERS[player]), seed)["rewards"] for seed in seeds]
+    return [(float(rewards.sum()), len(rewards), float(rewards[-1])) for rewards in played]
 
 
 def metrics(episodes: Episodes, *, target_return: float) -> dict[str, float]:

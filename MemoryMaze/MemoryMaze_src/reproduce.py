@@ -42,30 +42,15 @@ STUDY = Study.of(
 SCRIPT = "MemoryMaze/MemoryMaze_src/reproduce.py"
 
 
-@dataclass(frozen=True)
-class Control:
-    """A further evaluation of a model's runs."""
-
-    model: str
-    what: str
-    file: str  # in eval/, without what says how it was played
-    transform: MemoryTransform | None
-    greedy: bool = True
-
-    @property
-    def label(self) -> str:
-        """Its name on the page."""
-        return f"{self.model}, {self.what}"
-
-
 KNOCKED_OUT = "memory knocked out"
-CONTROLS = (
-    Control("RATE", KNOCKED_OUT, "knocked_out", knock_out_memory),
-    Control("RATE", "memory tokens knocked out", "tokens_knocked_out", knock_out_part("tokens")),
-    Control("RATE", "cache knocked out", "cache_knocked_out", knock_out_part("cache")),
-    Control("RATE", "actions drawn", "intact", None, greedy=False),
-    Control("LSTM", KNOCKED_OUT, "knocked_out", knock_out_memory),
-)
+# Files are in the runs' eval/; their names go on with how the agent acted.
+CONTROLS: dict[str, dict[str, Any]] = {
+    f"RATE, {KNOCKED_OUT}": {"file": "knocked_out", "transform": knock_out_memory},
+    "RATE, memory tokens knocked out": {"file": "tokens_knocked_out", "transform": knock_out_part("tokens")},
+    "RATE, cache knocked out": {"file": "cache_knocked_out", "transform": knock_out_part("cache")},
+    "RATE, actions drawn": {"greedy": False},
+    f"LSTM, {KNOCKED_OUT}": {"file": "knocked_out", "transform": knock_out_memory},
+}
 # Mean and standard error of the control that results/memory_maze.md describes, with its commands. This script does not
 # train it.
 WITHOUT_MEMORY = {"trained without memory": (8.1, 1.0)}
@@ -101,15 +86,9 @@ class Page(ControlsPage):
     title = ENVIRONMENT.name
     options_type = Options
 
-    @property
-    def name(self) -> str:
-        """The only page."""
-        return "memory_maze"
-
-    @property
-    def study(self) -> Study:
-        """The runs."""
-        return STUDY
+    name = "memory_maze"
+    study = STUDY
+    played_otherwise = CONTROLS
 
     def kept(self) -> dict[str, Any]:
         """The entries that are kept. Raises UserError if they were played in other mazes."""
@@ -127,14 +106,6 @@ class Page(ControlsPage):
         results = final_results(runs)
         predicted = {key: [result[key] for result in results] for key in ("validation_loss", "validation_accuracy")}
         return self.of_control(runs) | predicted
-
-    def controls(self, label: str) -> dict[str, dict[str, Any]]:
-        """The entries of `CONTROLS`."""
-        return {
-            control.label: {"file": control.file, "transform": control.transform, "greedy": control.greedy}
-            for control in CONTROLS
-            if control.model == label
-        }
 
     def of_control(self, runs: Sequence[Path], **changes: Any) -> Entry:
         """Returns of every seed's episodes."""
@@ -177,13 +148,40 @@ class Page(ControlsPage):
             f"mazes that are not in the data, measured {origin(document)}. Target return "
             f"{self.config.task.target_return:g}; the most probable actions are taken unless noted. Data: {held}.",
             self.table(document),
-            differences(document),
+            self.differences(document),
             self.costs(document),
             "Every run:",
-            runs_table(document, options.seeds),
+            self.runs_table(document),
             "Commands for the page, and for training alone:",
-            f"    python3 {SCRIPT} --seeds {numbers} --episodes {options.episodes}\n{STUDY.commands(options.seeds)}",
+            f"    python3 {SCRIPT} --seeds {numbers} --episodes {options.episodes}\n"
+            + self.study.commands(options.seeds),
         ]
+
+    def runs_table(self, document: Document) -> str:
+        """Every run, as Markdown."""
+        models = {label: {"label": label, **document[label]} for label in self.study.models if label in document}
+
+        def found(label: str, index: int) -> str:
+            return f"{np.mean(document[label]['returns'][index]):.2f}" if label in document else ""
+
+        columns: dict[str, Callable[[dict[str, Any], int], str]] = {
+            "validation loss": lambda entry, index: f"{entry['validation_loss'][index]:.3f}",
+            "accuracy": lambda entry, index: f"{entry['validation_accuracy'][index]:.3f}",
+            "balls found": lambda entry, index: found(entry["label"], index),
+            KNOCKED_OUT: lambda entry, index: found(f"{entry['label']}, {KNOCKED_OUT}", index),
+        }
+        return seed_table(models, self.options.seeds, columns)
+
+    def differences(self, document: Document) -> str:
+        """The value of a memory and of its parts, as Markdown: mean differences over pairs of episodes in a maze."""
+        pairs = [(label.partition(", ")[0], label) for label, changes in CONTROLS.items() if "transform" in changes]
+        pairs += [("RATE", label) for label in self.study.models if label != "RATE"]
+        rows = []
+        for one, other in pairs:
+            if one in document and other in document:
+                more = np.subtract(*(np.concatenate(document[label]["returns"]) for label in (one, other)))
+                rows.append([one, other, format_mean_and_error(*mean_and_error(more))])
+        return table(["finds more", "than", "balls, in the same mazes"], rows)
 
 
 def returns_of(
@@ -196,34 +194,6 @@ def returns_of(
         _, played = play_again(ENVIRONMENT, run, transform=transform, episodes=episodes, options=options)
         atomic_write_text(kept, json.dumps(played[None].returns.tolist()) + "\n")
     return json.loads(kept.read_text())
-
-
-def runs_table(document: Document, seeds: Sequence[int]) -> str:
-    """Every run, as Markdown."""
-    models = {label: {"label": label, **document[label]} for label in STUDY.models if label in document}
-
-    def found(label: str, index: int) -> str:
-        return f"{np.mean(document[label]['returns'][index]):.2f}" if label in document else ""
-
-    columns: dict[str, Callable[[dict[str, Any], int], str]] = {
-        "validation loss": lambda entry, index: f"{entry['validation_loss'][index]:.3f}",
-        "accuracy": lambda entry, index: f"{entry['validation_accuracy'][index]:.3f}",
-        "balls found": lambda entry, index: found(entry["label"], index),
-        KNOCKED_OUT: lambda entry, index: found(f"{entry['label']}, {KNOCKED_OUT}", index),
-    }
-    return seed_table(models, seeds, columns)
-
-
-def differences(document: Document) -> str:
-    """The value of a memory and of its parts, as Markdown: mean differences over pairs of episodes in the same maze."""
-    pairs = [(control.model, control.label) for control in CONTROLS if control.transform is not None]
-    pairs += [("RATE", label) for label in STUDY.models if label != "RATE"]
-    rows = []
-    for one, other in pairs:
-        if one in document and other in document:
-            more = np.subtract(*(np.concatenate(document[label]["returns"]) for label in (one, other)))
-            rows.append([one, other, format_mean_and_error(*mean_and_error(more))])
-    return table(["finds more", "than", "balls, in the same mazes"], rows)
 
 
 main = Page.main

@@ -13,18 +13,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from MinigridMemory.MinigridMemory_src.env import (
     ENV_ID,
     PUBLISHED_CAP,
-    check_size,
+    SPEC,
+    Size,
     expert_cap,
 )
 from MinigridMemory.MinigridMemory_src.expert import Flaws
 from MinigridMemory.MinigridMemory_src.generate import Selection, generate
-from MinigridMemory.MinigridMemory_src.spec import SPEC
-from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
+from RATE_model.cli.limits import Count, Probability, Range, Steps
 from RATE_model.cli.options import changeable
 from RATE_model.data.maker import DAggerOptions, DataMaker, whole_sides
 from RATE_model.data.npz import require_expert_labels
@@ -66,23 +66,23 @@ class DataOptions(DAggerOptions):
     # published_31: 38 to 45 steps; published_41: 60 to 96 steps. Each of the next five flags overrides one part of this
     preset: Preset = "clean_31"
     # Maze size, odd and at least 7; none = the preset's
-    size: int | None = None
+    size: Size | None = None
     # End of the corridor: random in every maze, or fixed as far east as possible; none = the preset's
     corridor: Literal["random", "fixed"] | None = None
     # Shortest episodes to keep, in steps; none = the preset's
-    min_steps: int | None = None
+    min_steps: Count | None = None
     # Longest episodes to keep, in steps; none = the preset's
-    max_steps: int | None = None
+    max_steps: Count | None = None
     # Time limit in steps; none = 96 (published), or 2 size + 14 if that is more: the expert never needs that many
-    cap: int | None = None
+    cap: Steps | None = None
     # Probability of a random action at each step of the expert
-    noise: float = 0.0
+    noise: Probability = 0.0
     # Probability that the expert takes the wrong arm on purpose; above 0, failed episodes are kept too
-    wrong_arm: float = 0.0
+    wrong_arm: Probability = 0.0
     # Probability that the expert guesses instead of looking at the cue; above 0, failed episodes are kept too
-    guess: float = 0.0
+    guess: Probability = 0.0
     # Episodes to keep, half with a key and half with a ball to remember, half to the north and half to the south
-    trajectories: int = 10_000
+    trajectories: Annotated[int, Range(10, MAX_TRAJECTORIES)] = 10_000
     # Targets at every step: recorded = the action taken, expert = the action that the expert would have taken. Files
     # made here hold both
     learn: Learn = "recorded"
@@ -97,14 +97,6 @@ class DataOptions(DAggerOptions):
         """Raise a UserError for a value out of range."""
         super().validate()
         require_expert_labels(self.data_path, self.learn)
-        if self.size is not None:
-            check_size(self.size)
-        at_least(1, min_steps=self.min_steps, max_steps=self.max_steps, cap=self.cap)
-        at_most(MAX_STEPS, cap=self.cap)
-        at_least(0, noise=self.noise, wrong_arm=self.wrong_arm, guess=self.guess)
-        at_most(1, noise=self.noise, wrong_arm=self.wrong_arm, guess=self.guess)
-        at_least(10, trajectories=self.trajectories)
-        at_most(MAX_TRAJECTORIES, trajectories=self.trajectories)
         chosen = replace(self, driver=None).selection()  # a missing driver is reported when it is loaded
         if chosen.min_steps > chosen.max_steps:
             limit = "--cap" if chosen.max_steps == chosen.cap else "--max_steps"

@@ -30,14 +30,16 @@ import functools
 import os
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import numpy as np
 
 from MinigridMemory.MinigridMemory_src.layouts import Layouts, PublishedDraws
 from RATE_model.acting.single import SeededEnv
-from RATE_model.acting.vector import FrozenVectorEnv, register_once
+from RATE_model.acting.vector import SeededVectorEnv, register_once
+from RATE_model.cli.limits import Check
 from RATE_model.errors import UserError
+from RATE_model.spec import EnvironmentSpec
 
 NAME = "Minigrid-Memory"
 ENV_ID = "MinigridMemory-v0"
@@ -53,6 +55,15 @@ PUBLISHED_CAP = 96
 REWARD_STEPS = 845
 LEAST_REWARD = 0.1
 EVALUATION_SEEDS: tuple[int, ...] = tuple(range(100))
+
+# How the model sees it. The published model had a fourth action, which denoted padding in its action table and could be
+# sampled when acting. Here the table keeps its four rows, but the head predicts three actions.
+SPEC = EnvironmentSpec(
+    observation_shape=OBSERVATION_SHAPE,
+    num_actions=NUM_ACTIONS,
+    action_embeddings=NUM_ACTIONS + 1,
+    observation_scale=1 / 255,
+)
 
 _UNLIMITED = 2**31  # time limit of the wrapped maze: only ours ends episodes
 
@@ -73,6 +84,10 @@ def check_size(size: int, *, flag: str = "size") -> None:
     """Raise a `UserError` that names the flag if the size is invalid: even, below 7 or above 2001."""
     if not MIN_SIZE <= size <= MAX_SIZE or size % 2 == 0:
         raise UserError(f"--{flag} {size}: the size of a maze must be odd and {MIN_SIZE} to {MAX_SIZE}")
+
+
+Size = Annotated[int, Check(check_size)]
+Sizes = Annotated[tuple[int, ...], Check(check_size)]
 
 
 def frames_of_views(views: np.ndarray) -> np.ndarray:
@@ -217,37 +232,19 @@ class MinigridMemoryEnv(SeededEnv):
         return {"success": self.success}
 
 
-class MinigridMemoryVectorEnv(FrozenVectorEnv):
-    """Many mazes side by side, possibly of different sizes, each a `MinigridMemoryEnv`; see `FrozenVectorEnv`.
+class MinigridMemoryVectorEnv(SeededVectorEnv):
+    """Many mazes side by side, possibly of different sizes, corridors and step limits, each a `MinigridMemoryEnv`.
 
     The option ``cue`` of ``reset``, (B,) text, "key" or "ball", overrides the seeds' objects in the rooms.
-
-    Args:
-        num_envs: B, the number of mazes.
-        sizes: rows and columns of the grids, one number or (B,); each odd and 7 to 2001.
-        random_length: draw the ends of the corridors, one bool or (B,).
-        max_steps: steps until truncation, one number or (B,).
-        options: passed to `MinigridMemoryEnv`.
-
-    Raises:
-        UserError: a value is out of range, or the package minigrid is missing.
     """
 
+    name = NAME
+    single = MinigridMemoryEnv
+
     def __init__(
-        self,
-        num_envs: int = 1,
-        sizes: int | Sequence[int] | np.ndarray = DEFAULT_SIZE,
-        *,
-        random_length: bool | Sequence[bool] | np.ndarray = True,
-        max_steps: int | Sequence[int] | np.ndarray = PUBLISHED_CAP,
-        **options: Any,
+        self, num_envs: int = 1, sizes: int | Sequence[int] | np.ndarray = DEFAULT_SIZE, **options: Any
     ) -> None:
-        columns = (np.broadcast_to(np.asarray(values), (num_envs,)) for values in (sizes, random_length, max_steps))
-        make = [
-            functools.partial(MinigridMemoryEnv, size, random_length=drawn, max_steps=steps, **options)
-            for size, drawn, steps in zip(*(column.tolist() for column in columns), strict=True)
-        ]
-        super().__init__(make, render_mode=options.get("render_mode"), name=NAME)
+        super().__init__(num_envs, sizes, **options)
 
     def _each(self, name: str) -> np.ndarray:
         return np.array([getattr(maze, name) for maze in self.environments])

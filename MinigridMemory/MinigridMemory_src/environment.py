@@ -16,17 +16,17 @@ from MinigridMemory.MinigridMemory_src.dataset import DATA, DataOptions, load_wi
 from MinigridMemory.MinigridMemory_src.env import (
     CUES,
     PUBLISHED_CAP,
+    SPEC,
     MinigridMemoryEnv,
     MinigridMemoryVectorEnv,
-    check_size,
+    Sizes,
     minigrid_package,
 )
 from MinigridMemory.MinigridMemory_src.generate import FIRST_SEED
 from MinigridMemory.MinigridMemory_src.layouts import Layouts
-from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.acting.rollout import Episodes
 from RATE_model.agent import Agent
-from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
+from RATE_model.cli.limits import Steps
 from RATE_model.cli.options import Boolean, changeable
 from RATE_model.cli.settings import PUBLISHED_TRAINING, CurriculumOptions, ExperimentConfig, PlayOptions, SegmentOptions
 from RATE_model.data.batch import Batch, Share
@@ -35,7 +35,6 @@ from RATE_model.environments.contract import Environment, Evaluation, TrainingDa
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
 
-HERE = Path(__file__).resolve().parent
 # The expert, after looking into the northern arm, steps into it or turns round and steps into the other.
 FORK_STEPS = 3
 
@@ -49,13 +48,7 @@ class Rules(PlayOptions):
     layouts: Layouts = "published"
     # Step limit of the published metrics; longer episodes count as failed. 96 in the paper's code; in the authors'
     # newer code 500 for RATE and LSDT, 100 for other models
-    episode_timeout: int = PUBLISHED_CAP
-
-    def validate(self) -> None:
-        """Raise a UserError for a value out of range."""
-        super().validate()
-        at_least(1, episode_timeout=self.episode_timeout)
-        at_most(MAX_STEPS, episode_timeout=self.episode_timeout)
+    episode_timeout: Steps = PUBLISHED_CAP
 
 
 @dataclass(frozen=True)
@@ -63,7 +56,7 @@ class Mazes(Rules):
     """The mazes to play."""
 
     # Maze sizes; odd, at least 7
-    sizes: tuple[int, ...] = protocol.SIZES + protocol.LARGE_SIZES
+    sizes: Sizes = protocol.SIZES + protocol.LARGE_SIZES
     # Corridors of random length; false: as long as possible
     random_length: Boolean = True
 
@@ -72,8 +65,6 @@ class Mazes(Rules):
         super().validate()
         if not self.sizes:
             raise UserError("--sizes is empty: give at least one size")
-        for size in self.sizes:
-            check_size(size, flag="sizes")
 
     def result(self, episodes: Episodes, cap: int | None = None) -> protocol.SizeResult:
         """The episodes under a cap on steps; None: the requested cap."""
@@ -85,22 +76,15 @@ class Task(Rules, SegmentOptions):
     """Segments and evaluation."""
 
     # Steps per segment (K)
-    context_length: int = 10
+    context_length: Steps = 10
     # Segments per trajectory (N); longer episodes are left out
-    segments: int = 3
+    segments: Steps = 3
     # Target return
     target_return: float = protocol.TARGET_RETURN
     # Maze sizes to evaluate at checkpoints; odd
-    eval_sizes: tuple[int, ...] = changeable(protocol.TRAINING_SIZES)
+    eval_sizes: Sizes = changeable(protocol.TRAINING_SIZES)
     # Maze sizes to evaluate at the end; odd
-    final_sizes: tuple[int, ...] = changeable(protocol.SIZES)
-
-    def validate(self) -> None:
-        """Raise a UserError for a value out of range."""
-        super().validate()
-        for flag in ("eval_sizes", "final_sizes"):
-            for size in getattr(self, flag):
-                check_size(size, flag=flag)
+    final_sizes: Sizes = changeable(protocol.SIZES)
 
 
 @dataclass(frozen=True)
@@ -118,8 +102,6 @@ class MinigridMemory(Environment):
     """An object in the first room, a corridor, a fork with two objects."""
 
     name = "Minigrid-Memory"
-    folder = HERE
-    checkpoints = HERE.parent / "MinigridMemory_checkpoints"
     train_script = "MinigridMemory/MinigridMemory_src/train_minigridmemory.py"
     inference_script = "MinigridMemory/MinigridMemory_src/inference_minigridmemory.py"
     config = Config

@@ -9,7 +9,8 @@ import traceback
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -18,9 +19,10 @@ from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from RATE_model.acting.single import SeededEnv
 from RATE_model.errors import UserError
 from RATE_model.system.interrupts import stop_if_asked
-from RATE_model.system.processes import begin_worker
+from RATE_model.system.processes import available_cores, begin_worker
 
 
 def episode_seeds(
@@ -249,6 +251,61 @@ class FrozenVectorEnv(VectorEnv):
     def _info(self) -> dict[str, np.ndarray]:
         common = set.intersection(*map(set, self._infos))
         return {name: np.array([info[name] for info in self._infos]) for name in self._infos[0] if name in common}
+
+
+class SeededVectorEnv(FrozenVectorEnv):
+    """B environments of one class side by side; see `FrozenVectorEnv`. A subclass says of which class.
+
+    Args:
+        num_envs: B.
+        arguments, options: for every environment; of a list or an array, each gets one value.
+        threads, workers: None: as many as are worth it for this class.
+        render_mode: see the class.
+
+    Raises:
+        UserError: as for the class.
+    """
+
+    name: ClassVar[str]
+    single: ClassVar[type[SeededEnv]]
+    # Whether its steps wait for something, or compute in Python
+    waits: ClassVar[bool] = False
+    computes: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.metadata = cls.single.metadata | FrozenVectorEnv.metadata
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *arguments: Any,
+        threads: int | None = None,
+        workers: int | None = None,
+        render_mode: str | None = None,
+        **options: Any,
+    ) -> None:
+        def at(row: int, value: Any) -> Any:
+            return np.asarray(value)[row].item() if isinstance(value, (list, tuple, np.ndarray)) else value
+
+        make = [
+            partial(
+                self.single,
+                *(at(row, value) for value in arguments),
+                render_mode=render_mode,
+                **{name: at(row, value) for name, value in options.items()},
+            )
+            for row in range(num_envs)
+        ]
+        given: dict[str, Any] = {}
+        if self.waits:
+            given["threads"] = max(1, min(num_envs, threads or available_cores() + 1))
+        if self.computes and make:
+            example = make[0]()  # nothing is built before its first reset
+            spaces = example.observation_space, example.action_space
+            workers = available_cores() if workers is None else workers
+            given |= {"workers": workers, "spaces": spaces, "max_steps": example.max_steps}
+        super().__init__(make, render_mode=render_mode, seeds_below=self.single.seeds_below, name=self.name, **given)
 
 
 def step_limit(environment: gymnasium.Env) -> int:

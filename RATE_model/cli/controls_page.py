@@ -8,11 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from RATE_model.acting.rollout import mean_and_error
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import (
     PageOptions,
     Study,
     by_model,
+    cell,
     kept_entries,
     merged,
     play_again,
@@ -31,29 +33,24 @@ class ControlsPage(ABC):
     """One page; a subclass says what is on it.
 
     Attributes:
-        environment, title: whose, and of a new page.
+        name, environment, title: of the files of results, whose, and of a new page.
+        study: the runs.
         options_type: the flags.
         same_seeds: whether all models share one set of seeds.
+        played_otherwise: see `controls`.
         options: their values.
     """
 
+    name: str
+    study: Study
     environment: ClassVar[Environment]
     title: ClassVar[str]
     options_type: ClassVar[type[PageOptions]]
     same_seeds: ClassVar[bool] = True
+    played_otherwise: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(self, options: Any) -> None:
         self.options = options
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """The name of the files of results."""
-
-    @property
-    @abstractmethod
-    def study(self) -> Study:
-        """The runs."""
 
     @abstractmethod
     def of_runs(self, runs: Sequence[Path]) -> Entry:
@@ -73,7 +70,7 @@ class ControlsPage(ABC):
 
     def controls(self, label: str) -> Mapping[str, Mapping[str, Any]]:
         """What else a model's agents play: a control's label, "MODEL, what is done" -> arguments of `of_control`."""
-        return {}
+        return {name: changes for name, changes in self.played_otherwise.items() if name.partition(", ")[0] == label}
 
     def of_control(self, runs: Sequence[Path], **changes: Any) -> Entry:
         """Results of every seed under changes, those of `play_again`: by default the environment's figures."""
@@ -134,3 +131,24 @@ class ControlsPage(ABC):
         with exit_on_user_error():
             description = f"Make the results page of {cls.title}."
             cls(parse_options(cls.options_type, argv=argv, prog="reproduce.py", description=description)).make()
+
+
+def mean_cell(entry: Mapping[str, Any], column: str) -> str:
+    """Mean and standard error: over seeds; for a single seed, or a player without a model, over episodes.
+
+    The list `entry["COLUMN_error"]` has the errors over episodes.
+    """
+    values = entry.get(column)
+    return seed_cell(entry, column, 0) if values and len(values) == 1 else cell(values, 1)
+
+
+def seed_cell(entry: Mapping[str, Any], column: str, index: int) -> str:
+    """One seed's value, with the standard error over episodes if known."""
+    errors = entry.get(f"{column}_error")
+    return f"{entry[column][index]:.1f}" + (f" ± {errors[index]:.1f}" if errors else "")
+
+
+def bar(entry: Mapping[str, Any], column: str) -> tuple[float, float]:
+    """Mean and standard error, as in `mean_cell`."""
+    values = entry[column]
+    return mean_and_error(values) if len(values) > 1 else (values[0], entry[f"{column}_error"][0])

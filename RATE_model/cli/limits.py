@@ -1,10 +1,17 @@
-"""Checks of flag values, with shared error messages."""
+"""Checks of flag values, with shared error messages.
+
+A dataclass of flags declares the limits of a number in its type, `steps: Count = 90`, and derives from `Ranged`.
+"""
 
 import numbers
 import os
-from collections.abc import Sequence
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from operator import ge, gt, le, lt
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from RATE_model.errors import UserError
 from RATE_model.system.processes import available_cores, is_special_file
@@ -16,6 +23,69 @@ MAX_STEPS = 1_000_000
 MAX_EPISODE_STEPS = 2**31
 # The generators of torch and NumPy accept seeds up to this.
 MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Range:
+    """In `Annotated`: the limits of a number, or of every number of a list; None: no limit."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def check(self, value: float, *, flag: str) -> None:
+        """Raise a UserError that names the flag, the value and the limits for a value beyond them."""
+        limits = {"at least": (self.least, le), "above": (self.above, lt), "at most": (self.most, ge)}
+        limits = {
+            words: limit for words, limit in (limits | {"below": (self.below, gt)}).items() if limit[0] is not None
+        }
+        if not all(holds(bound, value) for bound, holds in limits.values()):
+            allowed = " and ".join(f"{words} {bound}" for words, (bound, _) in limits.items())
+            raise UserError(f"--{flag} {value}: must be {allowed}")
+
+
+@dataclass(frozen=True)
+class Check:
+    """In `Annotated`: a function of a value, or of every item of a list, and of its flag's name that may raise a
+    UserError."""
+
+    check: Callable[..., object]
+
+
+Count = Annotated[int, Range(1)]
+Steps = Annotated[int, Range(1, MAX_STEPS)]
+EpisodeSteps = Annotated[int, Range(1, MAX_EPISODE_STEPS)]
+Natural = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(above=0)]
+Probability = Annotated[float, Range(0, 1)]
+Share = Annotated[float, Range(0, below=1)]
+
+
+class Ranged:
+    """A dataclass of flags whose types say what is allowed, by a `Range` or a `Check`; None always is."""
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range. Subclasses add to it."""
+        for name, allowed in _declared(type(self)).items():
+            value = getattr(self, name)
+            for item in value if isinstance(value, tuple) else (value,):
+                if item is not None:
+                    allowed.check(item, flag=name)
+
+
+@cache
+def _declared(cls: type) -> dict[str, Range | Check]:
+    """What the types of a class's fields allow, by name."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {name: found for name, hint in hints.items() for found in _within(hint)}
+
+
+def _within(hint: Any) -> Iterator[Range | Check]:
+    """What a type allows."""
+    yield from (one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Range | Check))
+    for part in typing.get_args(hint):
+        yield from _within(part)
 
 
 def at_least(minimum: float, **values: float | None) -> None:

@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 import torch
 
 from RATE_model.agent import AgentConfig
-from RATE_model.cli.limits import MAX_SEED, MAX_SIZE, MAX_STEPS, at_least, at_most, at_most_processes
+from RATE_model.cli.limits import (
+    MAX_SEED,
+    MAX_SIZE,
+    Count,
+    Natural,
+    Positive,
+    Probability,
+    Range,
+    Ranged,
+    Share,
+    Steps,
+    at_least,
+    at_most,
+    at_most_processes,
+)
 from RATE_model.cli.options import Boolean, changeable, heading
 from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES, MODES
@@ -208,55 +222,55 @@ class ImageOptions:
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(Ranged):
     """Optimisation, checkpoints and logging."""
 
     # Passes over the training data, per curriculum stage (an adaptive curriculum counts batches instead)
-    epochs: int = 50
+    epochs: Count = 50
     # Batches per epoch, resampled every epoch; none = enough to show every trajectory once
-    epoch_batches: int | None = None
+    epoch_batches: Count | None = None
     # Trajectories per batch
-    batch_size: int = 64
+    batch_size: Count = 64
     # Segments that gradients flow back through. Each optimizer step takes a window of bptt_segments + 1 segments. -1 =
     # the whole trajectory; 0 = no gradient through memory, one step per segment (published)
-    bptt_segments: int = -1
+    bptt_segments: Annotated[int, Range(-1)] = -1
     # State at the start of a training window in the middle of an episode. initial: the initial memory; stored: the
     # state of an earlier pass over the episode at that step, if any (R2D2, Kapturowski et al. 2019)
     window_state: Literal["initial", "stored"] = "initial"
     # First steps without loss or gradient in a window that starts in the middle of an episode (R2D2's burn-in). RATE
     # stops gradients only at whole segments; the remaining steps just have no loss. Applies to validation too
-    burn_in: int = 0
+    burn_in: Natural = 0
     # Peak learning rate (AdamW)
-    learning_rate: float = 3e-4
+    learning_rate: Positive = 3e-4
     # Optimizer steps of linear warm-up
-    warmup_steps: int = 100
+    warmup_steps: Natural = 100
     # Environment steps of linear warm-up; 0 = use --warmup_steps
-    warmup_tokens: int = 0
+    warmup_tokens: Natural = 0
     # Decay after the warm-up. Published: late_linear (linear, starting at the first epoch after the warm-up; meant for
     # one optimizer step per segment) and rising_cosine (counts environment steps; rises again after --final_tokens)
     lr_schedule: Literal["linear", "cosine", "constant", "late_linear", "rising_cosine"] = "linear"
     # Environment steps at which the decay ends; none = the end of training. --curr adaptive has its own decay
-    final_tokens: int | None = None
+    final_tokens: Count | None = None
     # Final learning rate, as a fraction of the peak
-    lr_end_factor: float = 0.1
+    lr_end_factor: Probability = 0.1
     # Decay rate of AdamW's average of gradients
-    beta_1: float = 0.9
+    beta_1: Share = 0.9
     # Decay rate of AdamW's average of squared gradients
-    beta_2: float = 0.95
+    beta_2: Share = 0.95
     # Weight decay
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, Range(0)] = 0.1
     # Parameters with weight decay: the matrices of linear layers and convolutions, or all (published)
     weight_decay_on: Literal["matrices", "all"] = "matrices"
     # Initial weights. scaled: image encoders preserve the scale of their input and memory tokens differ; published:
     # PyTorch defaults and identical memory tokens
     initialisation: Literal["scaled", "published"] = "scaled"
     # Clip the gradient at this norm
-    grad_norm_clip: float = 1.0
+    grad_norm_clip: Positive = 1.0
     # Split each batch into this many parts to save memory; the gradient is the same
-    accumulate: int = 1
+    accumulate: Count = 1
     # Share of past actions replaced by random ones in training, against a model that copies its past actions instead of
     # looking at the observation; 0 = none (published)
-    action_noise: float = 0.0
+    action_noise: Probability = 0.0
     # Auxiliary objectives of the hidden states, in training only: next_latent (the encoded next observation), return
     # (the return-to-go), infos/NAME (an array of the data: floats by squared error, integers by cross-entropy)
     aux: tuple[str, ...] = ()
@@ -276,15 +290,15 @@ class TrainOptions:
     # blocks (a CPU only) or fused (PyTorch's kernels for GPUs). Results differ by rounding; see docs/speed.md
     attention: Literal["auto", "shared", "blocks", "fused"] = changeable("auto")
     # Data loading processes; 0 = none, best for small data
-    num_workers: int = changeable(0)
+    num_workers: Natural = changeable(0)
     # Evaluate and save a checkpoint after epoch 1 and every N epochs
-    ckpt_epoch: int = 10
+    ckpt_epoch: Count = 10
     # Also evaluate and save a checkpoint every N batches within an epoch; none = only after epochs
-    ckpt_batches: int | None = None
+    ckpt_batches: Count | None = None
     # Save a checkpoint at least every N minutes
-    save_minutes: float = changeable(10.0)
+    save_minutes: Positive = changeable(10.0)
     # Average logged metrics over this many batches
-    log_every: int = 10
+    log_every: Count = 10
 
     def __post_init__(self) -> None:
         for name in ("aux", "oracle"):  # a,b and a b are the same
@@ -294,29 +308,8 @@ class TrainOptions:
         """Raise `UserError` for values out of range."""
         check_objectives(self.aux, self.aux_weight)
         check_infos(self.oracle, flag="oracle")
-        counts = ("epochs", "batch_size", "accumulate", "ckpt_epoch", "log_every")
-        at_least(1, **{name: getattr(self, name) for name in counts})
-        at_least(1, final_tokens=self.final_tokens, epoch_batches=self.epoch_batches, ckpt_batches=self.ckpt_batches)
-        at_least(
-            0,
-            warmup_steps=self.warmup_steps,
-            warmup_tokens=self.warmup_tokens,
-            weight_decay=self.weight_decay,
-            num_workers=self.num_workers,
-            burn_in=self.burn_in,
-        )
+        super().validate()
         at_most_processes(num_workers=self.num_workers)
-        at_least(-1, bptt_segments=self.bptt_segments)
-        for name in ("learning_rate", "grad_norm_clip", "save_minutes"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"--{name} {getattr(self, name)}: must be above 0")
-        if not 0 <= self.lr_end_factor <= 1:
-            raise UserError(f"--lr_end_factor {self.lr_end_factor}: must be between 0 and 1")
-        if not 0 <= self.action_noise <= 1:
-            raise UserError(f"--action_noise {self.action_noise}: must be between 0 and 1")
-        for name in ("beta_1", "beta_2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)}: must be at least 0 and below 1")
 
 
 # Values of `TrainOptions` that the published training uses in every environment.
@@ -335,7 +328,7 @@ PUBLISHED_TRAINING: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class CurriculumOptions:
+class CurriculumOptions(Ranged):
     """Whether training starts with short trajectories."""
 
     # false: all lengths from the start; true: one more segment per stage, --epochs each; adaptive: start the next stage
@@ -343,19 +336,15 @@ class CurriculumOptions:
     curr: Literal["false", "true", "adaptive"] = "false"
     # With --curr adaptive: batches in a row that must be right to solve a stage. `all_stages_solved` in eval/final.json
     # records whether every stage was solved, not how well the trained model plays
-    streak: int = 10
+    streak: Count = 10
     # With --curr adaptive: end an unsolved stage after this many batches
-    stage_batches: int = 1000
+    stage_batches: Count = 1000
     # Batches over which --curr adaptive anneals the learning rate to zero
-    anneal_batches: int = 150
-
-    def validate(self) -> None:
-        """Raise `UserError` for a value out of range."""
-        at_least(1, streak=self.streak, stage_batches=self.stage_batches, anneal_batches=self.anneal_batches)
+    anneal_batches: Count = 150
 
 
 @dataclass(frozen=True)
-class PlayOptions:
+class PlayOptions(Ranged):
     """How the agent is evaluated, during and after training.
 
     Environments add their own flags, such as sizes or scenarios. The defaults are the published evaluation, and apply
@@ -367,11 +356,7 @@ class PlayOptions:
     # Take the most probable action; false: sample from the predicted distribution. Continuous actions are never sampled
     use_argmax: Boolean = changeable(False)
     # DT and DTXL: steps by which a full window slides when acting. 1 is the published protocol; more is faster
-    slide: int = changeable(1)
-
-    def validate(self) -> None:
-        """Raise a UserError for a value out of range."""
-        at_least(1, slide=self.slide)
+    slide: Count = changeable(1)
 
 
 @dataclass(frozen=True)
@@ -393,15 +378,9 @@ class SegmentOptions(TaskOptions):
     """Segments of trajectories, and evaluation during training."""
 
     # Steps per segment (K)
-    context_length: int = 30
+    context_length: Steps = 30
     # Segments per trajectory (N)
-    segments: int = 3
-
-    def validate(self) -> None:
-        """Raise a UserError for a value out of range."""
-        super().validate()
-        at_least(1, context_length=self.context_length, segments=self.segments)
-        at_most(MAX_STEPS, context_length=self.context_length, segments=self.segments)
+    segments: Steps = 3
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ import numpy as np
 
 from RATE_model.acting.driver import DriverChoice
 from RATE_model.cli.aliases import find_by_alias
+from RATE_model.cli.limits import Ranged
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.data.npz import PATTERN, conversion_path, resolve_data
 from RATE_model.data.parts import FileOptions
@@ -48,7 +49,7 @@ Drive: TypeAlias = Callable[[Mapping[str, Any]], int]
 
 
 @dataclass(frozen=True)
-class DAggerOptions:
+class DAggerOptions(Ranged):
     """Data driven by a trained agent, and additional files; for environments whose expert can label every step."""
 
     # Let a trained agent act while the expert records at every step what it would have done (DAgger): a run, or one of
@@ -62,7 +63,8 @@ class DAggerOptions:
     flaws: ClassVar[tuple[str, ...]] = ()
 
     def validate(self) -> None:
-        """Raise a UserError if given data, or an expert that errs, is combined with a driver."""
+        """Raise a UserError for a value out of range, or if a driver is combined with given data or a flawed expert."""
+        super().validate()
         if self.driver is None:
             return
         if getattr(self, "data_path", None) is not None:
@@ -131,6 +133,10 @@ class DataMaker(ABC, Generic[Options]):
         """The number of episodes to make."""
         return options.episodes
 
+    def amount(self, options: Options) -> str:
+        """What is made, in words."""
+        return f"{self.count(options)} {self.name} episodes"
+
     def source(self, options: Options) -> tuple[Path, str] | None:
         """The given data and the flag or setting that names it; None: make the data."""
         return None if options.data_path is None else (options.data_path, "--data_path")
@@ -185,7 +191,7 @@ class DataMaker(ABC, Generic[Options]):
         path = self.path(options)
 
         def make() -> None:
-            print(f"Making {self.count(options)} {self.name} episodes: {path}", flush=True)
+            print(f"Making {self.amount(options)}: {path}", flush=True)
             self.make(options, path)
 
         if not ensure(path, make):
@@ -260,7 +266,7 @@ class DataMaker(ABC, Generic[Options]):
     def describe(self, path: Path) -> str:
         """One line on a file's content and origin."""
         with TrajectoryFile(path) as file:
-            made, lengths, returns = file.attributes, file.lengths, file.returns_to_go()[file.starts]
+            made, lengths, returns = file.attributes, file.lengths, file.episode_returns()
             driven = "driver" in made
             agreed = (file.expert_actions() == file.column("actions")).mean() if driven else 1.0
         least, most = (f"{round(float(value), 2):g}" for value in (returns.min(), returns.max()))

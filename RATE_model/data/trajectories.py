@@ -155,6 +155,10 @@ class TrajectoryFile:
             _say(f"note: '{self.path}' {note}")
         return found.last
 
+    def episode_returns(self) -> np.ndarray:
+        """Returns of the whole episodes, (E,) float32; of all if none is whole."""
+        return self.returns_to_go()[self.starts[self.whole] if self.whole.any() else self.starts]
+
     def returns_to_go(self) -> np.ndarray:
         """The undiscounted return-to-go of every step: (num_steps,) float32."""
         return returns_to_go(self.rewards, self.starts, self.lengths)

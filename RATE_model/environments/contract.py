@@ -3,7 +3,7 @@
 An environment's folder has a module `environment` with a subclass of `Environment` and its instance, `ENVIRONMENT`. A
 line in pyproject.toml adds it to the table of environments. Only these members are required:
 
-    name, folder, checkpoints, scripts     its names and paths
+    name, scripts                          its names
     config, play_options                   its flags: for training, and for playing
     spec                                   its observations and actions
     load                                   its data, made if missing
@@ -17,6 +17,7 @@ controls.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -155,7 +156,8 @@ class Environment(ABC):
 
     # Display name
     name: ClassVar[str]
-    # The folder with its config.yaml, and the folder of its runs
+    # The folder with its config.yaml, by default its module's; and the folder of its runs, by default X/X_checkpoints
+    # for a module in a package X
     folder: ClassVar[Path]
     checkpoints: ClassVar[Path]
     # As typed after `python3`
@@ -196,6 +198,14 @@ class Environment(ABC):
     bookkeeping: ClassVar[Sequence[str]] = ()
     # Metrics of metrics.jsonl to draw when a run ends
     curves: ClassVar[Sequence[str]] = ("train_loss", "train_accuracy")
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        path, names = Path(inspect.getfile(cls)).resolve(), cls.__module__.split(".")
+        if "folder" not in vars(cls):
+            cls.folder = path.parent
+        if "checkpoints" not in vars(cls):
+            cls.checkpoints = path.parents[max(0, len(names) - 2)] / f"{names[0]}_checkpoints"
 
     def read_config(self, argv: Sequence[str] | None = None) -> Any:
         """The configuration from the flags (None: the command line). Raises UserError."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # make the repository importable
@@ -22,7 +22,7 @@ if __name__ == "__main__":  # started as a script
 
 import numpy as np
 
-from RATE_model.cli.limits import MAX_EPISODE_STEPS, MAX_STEPS, at_least, at_most
+from RATE_model.cli.limits import MAX_STEPS, Count, EpisodeSteps, Range
 from RATE_model.cli.options import Boolean, changeable, exit_on_user_error, parse_options
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.maker import DataMaker, split_datasets
@@ -34,12 +34,12 @@ from RATE_model.system.locks import ensure, making
 from TMaze_new.TMaze_new_src.env import (
     ENV_ID,
     OBSERVATION_SIZE,
+    SPEC,
     TMazeVectorEnv,
     expert_actions,
     goals_of_seeds,
 )
 from TMaze_new.TMaze_new_src.published import converted, published_file
-from TMaze_new.TMaze_new_src.spec import SPEC
 from TMaze_new.TMaze_new_src.task_choice import TaskChoice
 from TMaze_new.TMaze_new_src.tasks import environment_id
 
@@ -54,15 +54,15 @@ class DataOptions(TaskChoice):
     """What to remember, and which trajectories to make or to train on."""
 
     # Segments of the shortest episodes
-    min_n_final: int = 1
+    min_n_final: Count = 1
     # Segments of the longest episodes
-    max_n_final: int = 3
+    max_n_final: Annotated[int, Range(most=MAX_STEPS)] = 3
     # Steps per segment (K)
-    context_length: int = 30
+    context_length: Annotated[int, Range(3, MAX_STEPS)] = 30
     # Episodes per number of segments
-    trajectories: int = 2000
+    trajectories: Annotated[int, Range(3, MAX_TRAJECTORIES)] = 2000
     # Observations that show the hint, counted from the first
-    hint_steps: int = 1
+    hint_steps: EpisodeSteps = 1
     # full: the junction is at the end of the last segment (published); any: at any step of the last segment
     corridors: Literal["full", "any"] = "full"
     # Only successful episodes; false: the second half takes the wrong turn and gets reward 0
@@ -76,11 +76,6 @@ class DataOptions(TaskChoice):
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
         super().validate()
-        at_least(1, min_n_final=self.min_n_final, hint_steps=self.hint_steps)
-        at_least(3, context_length=self.context_length, trajectories=self.trajectories)
-        at_most(MAX_STEPS, max_n_final=self.max_n_final, context_length=self.context_length)
-        at_most(MAX_TRAJECTORIES, trajectories=self.trajectories)
-        at_most(MAX_EPISODE_STEPS, hint_steps=self.hint_steps)
         if self.max_n_final < self.min_n_final:
             raise UserError(
                 f"--max_n_final {self.max_n_final}: must be at least --min_n_final, which is {self.min_n_final}"

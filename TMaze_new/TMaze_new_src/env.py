@@ -17,8 +17,7 @@ An episode terminates at either end and is truncated after ``max_steps`` actions
 goal; the wrong end and the timeout give 0, or -1 when ``goal_reward`` is not 1; every other step gives 0.
 
 An episode is a function of its seed: the goal is the first ``choice([-1, 1])`` of NumPy's legacy generator (seed 0 is
-down, seed 1 is up), the noise a hash of (seed, number of the observation). So an episode is the same alone and among a
-thousand, and a million steps take no storage.
+down, seed 1 is up), the noise a hash of (seed, number of the observation).
 """
 
 from __future__ import annotations
@@ -26,14 +25,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 
+from RATE_model.acting.arrays import ArrayVectorEnv
 from RATE_model.acting.single import FirstRow
-from RATE_model.acting.vector import discrete_actions, episode_seeds, register_once, reset_mask
-from RATE_model.errors import UserError
+from RATE_model.acting.vector import register_once
+from RATE_model.spec import EnvironmentSpec
+from RATE_model.system.hashing import drawn, stream_keys
 from TMaze_new.TMaze_new_src.render import render_rgb, render_text
 
 ENV_ID = "TMaze-v0"
@@ -46,9 +44,16 @@ DEFAULT_CORRIDOR_LENGTH = 28  # one segment of 30 steps
 _LEFT_OUT = {33, 89, 90, 93, 94, 99, 101, 103, 104}
 EVALUATION_SEEDS: tuple[int, ...] = (*(seed for seed in range(108) if seed not in _LEFT_OUT), 3)
 
+# How the model sees it. The published action table has a fifth row for padding.
+SPEC = EnvironmentSpec(
+    observation_shape=(OBSERVATION_SIZE,),
+    num_actions=NUM_ACTIONS,
+    action_embeddings=NUM_ACTIONS + 1,
+    action_tanh=True,
+)
+
 _MOVE_X = np.array([1, 0, -1, 0])
 _MOVE_Y = np.array([0, 1, 0, -1])
-_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio: the increment of splitmix64
 
 
 def goals_of_seeds(seeds: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -62,29 +67,9 @@ def goals_of_seeds(seeds: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.fromiter((goal(seed) for seed in seeds), dtype=np.int64, count=len(seeds))
 
 
-def noise_keys(seeds: Sequence[int] | np.ndarray) -> np.ndarray:
-    """One 64-bit stream key per seed, (E,) uint64, for `observation_noise`. Seeds count modulo 2**64."""
-    return _mix(np.array([int(seed) % 2**64 for seed in seeds], dtype=np.uint64) * _GOLDEN + 1)
-
-
 def observation_noise(keys: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Noise of observation number ``steps`` (0 for the first) of each stream: (E,) int64, uniform in {-1, 0, 1}.
-
-    Counter-based (splitmix64; Steele, Lea and Flood 2014): any element costs the same and no state is kept.
-    """
-    return (((hashed(keys, steps) >> 32) * 3) >> 32).astype(np.int64) - 1
-
-
-def hashed(keys: np.ndarray, numbers: np.ndarray | int) -> np.ndarray:
-    """64 random bits, uint64: number ``numbers`` (0 for the first) of each stream; both broadcast."""
-    return _mix(keys + (np.atleast_1d(numbers).astype(np.uint64) + 1) * _GOLDEN)
-
-
-def _mix(z: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64: a bijection of uint64 that spreads every bit over all others."""
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
-    return z ^ (z >> 31)
+    """Noise of observation number ``steps`` (0 for the first) of each stream: (E,) int64, uniform in {-1, 0, 1}."""
+    return drawn(keys, steps, 3) - 1
 
 
 def expert_actions(observations: np.ndarray, hints: np.ndarray) -> np.ndarray:
@@ -100,11 +85,11 @@ def expert_actions(observations: np.ndarray, hints: np.ndarray) -> np.ndarray:
     return np.where(observations[..., 2] == 1, np.where(np.asarray(hints) == 1, UP, DOWN), RIGHT)
 
 
-class TMazeVectorEnv(VectorEnv):
-    """Thousands of mazes stepped together by array operations. Rules and observations: see the module.
+class TMazeVectorEnv(ArrayVectorEnv):
+    """Thousands of mazes stepped together; see `ArrayVectorEnv`. Rules and observations: see the module.
 
-    Finished mazes stay frozen until they are reset (``AutoresetMode.DISABLED``): same observation, reward 0, and
-    terminated or truncated still True. ``info`` holds the arrays ``goal`` (+1 or -1) and ``x``, each (N,) int64.
+    ``info`` holds ``goal`` (+1 or -1) and ``x``, each (N,) int64. The option ``goal`` of ``reset``, +1 or -1,
+    one or (N,), overrides the seeds' goals.
 
     Args:
         num_envs: N, the number of mazes.
@@ -119,8 +104,6 @@ class TMazeVectorEnv(VectorEnv):
         UserError: a size is below its minimum.
     """
 
-    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.DISABLED}
-
     def __init__(
         self,
         num_envs: int = 1,
@@ -131,104 +114,46 @@ class TMazeVectorEnv(VectorEnv):
         max_steps: int | Sequence[int] | np.ndarray | None = None,
         render_mode: None = None,
     ) -> None:
-        self.num_envs = num_envs
-        self.render_mode = render_mode
-        self.corridor_length = np.broadcast_to(np.asarray(corridor_length, dtype=np.int64), (num_envs,)).copy()
+        self.num_envs, self.hint_steps, self.goal_reward = num_envs, hint_steps, goal_reward
+        self.corridor_length = self._column(corridor_length)
+        self.require("T-Maze", corridor_length=self.corridor_length, hint_steps=hint_steps)
         steps = self.corridor_length + 2 if max_steps is None else max_steps
-        self.max_steps = np.broadcast_to(np.asarray(steps, dtype=np.int64), (num_envs,)).copy()
-        self.hint_steps = hint_steps
-        self.goal_reward = goal_reward
-        for name, values in {"corridor_length": self.corridor_length, "max_steps": self.max_steps}.items():
-            if np.any(values < 1):
-                raise UserError(f"T-Maze: {name} is {values.min()}; it must be at least 1.")
-        if hint_steps < 1:
-            raise UserError(f"T-Maze: hint_steps is {hint_steps}; it must be at least 1.")
-
-        low, high = np.array([-1, -1, 0, -1], dtype=np.float32), np.ones(OBSERVATION_SIZE, dtype=np.float32)
-        self.single_observation_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
-        self.single_action_space = gymnasium.spaces.Discrete(NUM_ACTIONS)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-
+        low = [-1, -1, 0, -1]
+        super().__init__(num_envs, low, NUM_ACTIONS, max_steps=steps, name="T-Maze", render_mode=render_mode)
         self._failure_reward = 0.0 if goal_reward == 1.0 else -1.0
-        self._x, self._y, self._steps, self._goal = (np.zeros(num_envs, dtype=np.int64) for _ in range(4))
+        self._x, self._y, self._goal = (np.zeros(num_envs, dtype=np.int64) for _ in range(3))
         self._keys = np.zeros(num_envs, dtype=np.uint64)
-        self._visited = np.zeros(num_envs, dtype=bool)  # whether the junction was reached
-        # Nothing moves before the first reset.
-        self._terminated, self._truncated = np.zeros(num_envs, dtype=bool), np.ones(num_envs, dtype=bool)
-        self._observations = np.zeros((num_envs, OBSERVATION_SIZE), dtype=np.float32)
+        self._flag, self._visited = (
+            np.zeros(num_envs, dtype=bool) for _ in range(2)
+        )  # whether the junction was reached
 
-    def reset(
-        self, *, seed: int | Sequence[int] | np.ndarray | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Start new episodes.
-
-        Args:
-            seed: one per maze, or an int s for s, s + 1, ..., or None to draw them from `np_random`.
-            options: ``reset_mask`` (N,) bool: the mazes to reset, the others keep their state;
-                ``goal`` (+1 or -1, one or (N,)): override the seed's goal.
-
-        Returns:
-            observations (N, 4) float32 and info.
-
-        Raises:
-            ValueError: there are not N seeds, or an option has an invalid shape or value.
-        """
-        options = options or {}
-        seeds, mask = episode_seeds(self, seed), reset_mask(self, options)
-        rows = np.flatnonzero(mask)
-        chosen = [seeds[row] for row in rows.tolist()]
-        goals = np.broadcast_to(options["goal"], mask.shape)[rows] if "goal" in options else goals_of_seeds(chosen)
+    def _begin(self, rows: np.ndarray, seeds: Sequence[int], options: dict[str, Any]) -> None:
+        given = options.get("goal")
+        goals = goals_of_seeds(seeds) if given is None else np.broadcast_to(given, (self.num_envs,))[rows]
         if not np.isin(goals, (-1, 1)).all():
-            raise ValueError(f"goal must be +1 or -1, got {options['goal']}")
-
-        for state in (self._x, self._y, self._steps, self._visited, self._terminated, self._truncated):
+            raise ValueError(f"goal must be +1 or -1, got {given}")
+        for state in (self._x, self._y, self._flag, self._visited):
             state[rows] = 0
-        self._goal[rows], self._keys[rows] = goals, noise_keys(chosen)
-        fresh = self._observe(flag=np.zeros(self.num_envs, dtype=bool))
-        self._observations = np.where(mask[:, None], fresh, self._observations)
-        return self._observations.copy(), self._info()
+        self._goal[rows], self._keys[rows] = goals, stream_keys(seeds)
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """One action per maze, (N,) integers. Actions of finished mazes are ignored.
-
-        Returns:
-            observations (N, 4) float32, rewards (N,) float64, terminated (N,) bool, truncated (N,) bool, info.
-
-        Raises:
-            ValueError: the actions are not N integers between 0 and 3.
-        """
-        actions = discrete_actions(self, actions)
-
-        running = ~(self._terminated | self._truncated)
+    def _move(self, actions: np.ndarray, running: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self._y += np.where(running & (self._x == self.corridor_length), _MOVE_Y[actions], 0)
         self._x += np.where(running, _MOVE_X[actions], 0)
         np.clip(self._x, 0, self.corridor_length, out=self._x)
-        self._steps += running
-
-        at_junction = self._x == self.corridor_length
-        flag = at_junction & ~self._visited
+        at_junction, over = self._x == self.corridor_length, self._y != 0
+        self._flag = at_junction & ~self._visited
         self._visited |= at_junction
-        self._terminated |= running & (self._y != 0)
-        self._truncated |= running & ~self._terminated & (self._steps >= self.max_steps)
         outcome = np.where(self._y == self._goal, self.goal_reward, self._failure_reward)
-        rewards = np.where(running & (self._terminated | self._truncated), outcome, 0.0)
-        self._observations = np.where(running[:, None], self._observe(flag=flag), self._observations)
-        return self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy(), self._info()
+        return np.where(running & (over | (self._steps >= self.max_steps)), outcome, 0.0), over
 
     def scene(self, row: int) -> dict[str, int]:
         """The contents of a picture of a row; see `render`."""
         values = {"corridor_length": self.corridor_length, "x": self._x, "y": self._y, "goal": self._goal}
         return {name: int(value[row]) for name, value in values.items()} | {"hint": int(self._observations[row, 1])}
 
-    def _observe(self, *, flag: np.ndarray) -> np.ndarray:
-        """The current observation of every maze, (N, 4) float32; ``flag`` (N,) bool."""
-        observations = np.empty((self.num_envs, OBSERVATION_SIZE), dtype=np.float32)
-        observations[:, 0] = self._y
-        observations[:, 1] = np.where(self._steps < self.hint_steps, self._goal, 0)
-        observations[:, 2] = flag
-        observations[:, 3] = observation_noise(self._keys, self._steps)
-        return observations
+    def _observe(self) -> np.ndarray:
+        hint = np.where(self._steps < self.hint_steps, self._goal, 0)
+        return np.stack([self._y, hint, self._flag, observation_noise(self._keys, self._steps)], 1).astype(np.float32)
 
     def _info(self) -> dict[str, np.ndarray]:
         return {"goal": self._goal.copy(), "x": self._x.copy()}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from RATE_model.acting.evaluation import Acting, play_cases
 from RATE_model.acting.rollout import BatchActor, Episodes
 from RATE_model.agent import Agent
-from RATE_model.cli.limits import MAX_EPISODE_STEPS, at_least, at_most
+from RATE_model.cli.limits import MAX_EPISODE_STEPS, Count, EpisodeSteps, Range
 from RATE_model.cli.options import Boolean, changeable
 from RATE_model.cli.settings import PUBLISHED_TRAINING, CurriculumOptions, ExperimentConfig, PlayOptions, TaskOptions
 from RATE_model.data.batch import Batch, Share
@@ -32,14 +32,7 @@ from TMaze_new.TMaze_new_src.render import render_rgb
 from TMaze_new.TMaze_new_src.task_choice import RECALL, TaskChoice
 from TMaze_new.TMaze_new_src.tasks import ChainEnv, ChainVectorEnv
 
-HERE = Path(__file__).resolve().parent
-
-
-def check_lengths(flag: str, lengths: Sequence[int]) -> None:
-    """Raise a UserError for an episode length out of range."""
-    for length in lengths:
-        at_least(3, **{flag: length})
-        at_most(MAX_EPISODE_STEPS, **{flag: length})
+Lengths = Annotated[tuple[int, ...], Range(3, MAX_EPISODE_STEPS)]
 
 
 @dataclass(frozen=True)
@@ -49,21 +42,17 @@ class Maze(TaskChoice, PlayOptions):
     # Take the most probable action (published); false: sample from the predicted distribution
     use_argmax: Boolean = changeable(True)
     # Observations that show the hint
-    hint_steps: int = 1
+    hint_steps: EpisodeSteps = 1
     # Episode lengths T: corridors of T - 2 cells, at most T steps
-    lengths: tuple[int, ...] = protocol.LENGTHS
+    lengths: Lengths = protocol.LENGTHS
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
-        TaskChoice.validate(self)
-        PlayOptions.validate(self)
+        super().validate()
         if not self.lengths:
             raise UserError("--lengths is empty: give at least one episode length")
-        check_lengths("lengths", self.lengths)
         if self.lengths != protocol.LENGTHS:
             self.check_lengths("lengths", self.lengths)
-        at_least(1, hint_steps=self.hint_steps)
-        at_most(MAX_EPISODE_STEPS, hint_steps=self.hint_steps)
 
 
 @dataclass(frozen=True)
@@ -71,17 +60,11 @@ class Task(TaskOptions):
     """When and how training evaluates the agent."""
 
     # Segments per trajectory (N); overridden by --max_n_final
-    segments: int = 3
+    segments: Count = 3
     # Take the most probable action (published); false: sample from the predicted distribution
     use_argmax: Boolean = changeable(True)
     # Episode lengths of the final evaluation; empty: those of the papers
-    eval_lengths: tuple[int, ...] = changeable(())
-
-    def validate(self) -> None:
-        """Raise a UserError for a value out of range."""
-        super().validate()
-        at_least(1, segments=self.segments)
-        check_lengths("eval_lengths", self.eval_lengths)
+    eval_lengths: Lengths = changeable(())
 
 
 @dataclass(frozen=True)
@@ -119,8 +102,6 @@ class TMaze(Environment):
     """One hint, a corridor of any length, one turn."""
 
     name = "T-Maze"
-    folder = HERE
-    checkpoints = HERE.parent / "TMaze_new_checkpoints"
     train_script = "TMaze_new/TMaze_new_src/train_tmaze.py"
     inference_script = "TMaze_new/TMaze_new_src/inference_tmaze.py"
     config = Config

@@ -20,7 +20,7 @@ if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # make the repository importable
     import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
-from RATE_model.cli.limits import at_least
+from RATE_model.cli.limits import Natural, Ranged
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.training import run_directory
 from RATE_model.errors import UserError
@@ -44,17 +44,13 @@ MODELS = {
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Ranged):
     """Quickstart: train RATE and a Decision Transformer, evaluate and plot both."""
 
     # Output folder; an earlier quickstart there is replaced
     output_dir: Path = Path("quickstart")
     # Seed of both models
-    seed: int = 1
-
-    def validate(self) -> None:
-        """Raise a UserError for an invalid seed."""
-        at_least(0, seed=self.seed)
+    seed: Natural = 1
 
 
 def arguments(name: str, options: Options) -> list[str]:

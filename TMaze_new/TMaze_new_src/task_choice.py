@@ -11,33 +11,32 @@ from typing import Any, Literal
 
 import numpy as np
 
-from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
+from RATE_model.cli.limits import Ranged, Steps
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
-from TMaze_new.TMaze_new_src.spec import SPEC
+from TMaze_new.TMaze_new_src.env import SPEC
 from TMaze_new.TMaze_new_src.tasks import TASKS, ChainVectorEnv
 
 MULTI_CUE, ENDLESS, RECALL = "multi-cue", "endless", "recall"
 
 
 @dataclass(frozen=True)
-class TaskChoice:
+class TaskChoice(Ranged):
     """What the agent has to remember."""
 
     # passive (published): one hint; multi-cue: --bits hints at once; endless: a new hint before every junction of a
     # chain; distracted: one hint among decoys; recall: the agent's own first turn
     task: Literal["passive", "multi-cue", "endless", "distracted", "recall"] = "passive"
     # multi-cue: number of hints
-    bits: int = 4
+    bits: Steps = 4
     # multi-cue: ask for the hints by name in random order, or in the order shown
     ask: Literal["name", "order"] = "name"
     # endless: cells from one junction to the next
-    corridor: int = 28
+    corridor: Steps = 28
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range, or a flag of another task."""
-        at_least(1, bits=self.bits, corridor=self.corridor)
-        at_most(MAX_STEPS, bits=self.bits, corridor=self.corridor)
+        super().validate()
         usual = TaskChoice()
         for name, task in {"bits": MULTI_CUE, "ask": MULTI_CUE, "corridor": ENDLESS}.items():
             value = getattr(self, name)

@@ -25,26 +25,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 
-from RATE_model.acting.vector import discrete_actions, episode_seeds, register_once, reset_mask
-from RATE_model.errors import UserError
+from RATE_model.acting.arrays import ArrayVectorEnv
+from RATE_model.acting.vector import register_once
+from RATE_model.system.hashing import hashed, stream_keys
 from TMaze_new.TMaze_new_src.env import (
+    DEFAULT_CORRIDOR_LENGTH,
     DOWN,
     NUM_ACTIONS,
     RIGHT,
     UP,
     CorridorEnv,
-    hashed,
-    noise_keys,
     observation_noise,
 )
 
 CHANCE = 0.5
-DEFAULT_CORRIDOR_LENGTH = 28
 
 _HINT, _FLAG, _NOISE = range(3)
 _MOVE_X = np.array([1, 0, -1, 0])
@@ -53,11 +49,11 @@ _TURN = np.array([0, 1, 0, -1])
 _BITS, _SHOWN, _ASKED, _DECOYS, _DECOY_SIDES = range(1, 6)
 
 
-class ChainVectorEnv(VectorEnv):
+class ChainVectorEnv(ArrayVectorEnv):
     """The common part of all tasks; a task defines the hints and the right turns.
 
-    Finished episodes stay frozen until they are reset (``AutoresetMode.DISABLED``). ``info`` holds (N,) int64 arrays:
-    ``junction``, the number of turns taken, ``right``, the number of right ones among those that count, and ``x``.
+    ``info`` holds (N,) int64 arrays: ``junction``, the number of turns taken, ``right``, the number of right ones among
+    those that count, and ``x``. The option ``flip`` of ``reset``, bool or (N,) bool, begins the seed's twin.
 
     Args:
         num_envs: N, the number of episodes.
@@ -70,7 +66,6 @@ class ChainVectorEnv(VectorEnv):
         UserError: a size is below its minimum.
     """
 
-    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.DISABLED}
     name: ClassVar[str]
     default_junctions: ClassVar[int] = 1
     rewards: tuple[float, float] = (1.0, 0.0)  # of a right and of a wrong turn
@@ -86,39 +81,22 @@ class ChainVectorEnv(VectorEnv):
         max_steps: int | Sequence[int] | np.ndarray | None = None,
         render_mode: None = None,
     ) -> None:
-        self.num_envs, self.render_mode = num_envs, render_mode
-        count = self.default_junctions if junctions is None else junctions
-        self._count = np.broadcast_to(np.asarray(count, dtype=np.int64), (num_envs,)).copy()
-        if np.any(self._count < 1):
-            raise UserError(f"T-Maze, {self.name}: junctions is {self._count.min()}; it must be at least 1.")
+        self.num_envs, name = num_envs, f"T-Maze, {self.name}"
+        self._count = self._column(self.default_junctions if junctions is None else junctions)
+        self.require(name, junctions=self._count)
         self.junctions = int(self._count.max())
-        self.corridor_length = np.broadcast_to(np.asarray(corridor_length, dtype=np.int64), (num_envs,)).copy()
-        if np.any(self.corridor_length < (shortest := self.shortest_corridor(self.junctions))):
-            raise UserError(
-                f"T-Maze, {self.name}: corridor_length is {self.corridor_length.min()}; it must be at least {shortest}."
-            )
+        self.corridor_length = self._column(corridor_length)
+        self.require(name, self.shortest_corridor(self.junctions), corridor_length=self.corridor_length)
         self._lengths = self._corridors()
         self._there = np.arange(self.junctions) < self._count[:, None]  # (N, junctions), False after a row's last
-        self.max_steps = np.broadcast_to(
-            self.steps_needed + 1 if max_steps is None else np.asarray(max_steps), (num_envs,)
-        ).copy()
-        if np.any(self.max_steps < 1):
-            raise UserError(f"T-Maze, {self.name}: max_steps is {self.max_steps.min()}; it must be at least 1.")
-
-        low = np.where(np.arange(self.features) == _FLAG, 0, -1).astype(np.float32)
-        self.single_observation_space = gymnasium.spaces.Box(low, np.ones_like(low), dtype=np.float32)
-        self.single_action_space = gymnasium.spaces.Discrete(NUM_ACTIONS)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-
+        steps = self.steps_needed + 1 if max_steps is None else max_steps
+        low = np.where(np.arange(self.features) == _FLAG, 0, -1)
+        super().__init__(num_envs, low, NUM_ACTIONS, max_steps=steps, name=name, render_mode=render_mode)
         self._rows = np.arange(num_envs)
-        self._x, self._steps, self._junction, self._since = (np.zeros(num_envs, dtype=np.int64) for _ in range(4))
+        self._x, self._junction, self._since = (np.zeros(num_envs, dtype=np.int64) for _ in range(3))
         self._keys = np.zeros(num_envs, dtype=np.uint64)
         self._answers = np.ones((num_envs, self.junctions), dtype=np.int8)
         self._turns = np.zeros((num_envs, self.junctions), dtype=np.int8)  # 0: not taken
-        # Nothing moves before the first reset.
-        self._terminated, self._truncated = np.zeros(num_envs, dtype=bool), np.ones(num_envs, dtype=bool)
-        self._observations = np.zeros((num_envs, self.features), dtype=np.float32)
 
     # Defined by each task.
 
@@ -133,7 +111,7 @@ class ChainVectorEnv(VectorEnv):
         lengths[:, 0] = self.corridor_length
         return lengths
 
-    def _begin(self, rows: np.ndarray, flip: np.ndarray) -> None:
+    def _draw(self, rows: np.ndarray, flip: np.ndarray) -> None:
         """Draw the hints of the rows (b,) that start; where flip (b,) is True, with all sides exchanged."""
         sides = 2 * self._bits(rows, _BITS, self.junctions).astype(np.int8) - 1
         self._answers[rows] = np.where(flip[:, None], -sides, sides)
@@ -150,44 +128,14 @@ class ChainVectorEnv(VectorEnv):
 
     # Common to all tasks.
 
-    def reset(
-        self, *, seed: int | Sequence[int] | np.ndarray | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Start new episodes.
-
-        Args:
-            seed: one per episode, or an int s for s, s + 1, ..., or None to draw them from `np_random`.
-            options: ``reset_mask`` (N,) bool: which to reset; ``flip``, bool or (N,) bool: begin the seed's twin.
-
-        Returns:
-            observations (N, features) float32 and info.
-
-        Raises:
-            ValueError: there are not N seeds, or a mask has the wrong shape or type.
-        """
-        options = options or {}
-        seeds, mask = episode_seeds(self, seed), reset_mask(self, options)
-        rows = np.flatnonzero(mask)
-        flip = np.broadcast_to(np.asarray(options.get("flip", False), dtype=bool), mask.shape)[rows]
-        self._keys[rows] = noise_keys([seeds[row] for row in rows.tolist()])
-        states = (self._x, self._steps, self._junction, self._since, self._turns, self._terminated, self._truncated)
-        for state in states:
+    def _begin(self, rows: np.ndarray, seeds: Sequence[int], options: dict[str, Any]) -> None:
+        flip = np.broadcast_to(np.asarray(options.get("flip", False), dtype=bool), (self.num_envs,))[rows]
+        self._keys[rows] = stream_keys(seeds)
+        for state in (self._x, self._junction, self._since, self._turns):
             state[rows] = 0
-        self._begin(rows, flip)
-        self._observations = np.where(mask[:, None], self._observe(), self._observations)
-        return self._observations.copy(), self._info()
+        self._draw(rows, flip)
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """One action per episode, (N,) integers. Actions in finished episodes are ignored.
-
-        Returns:
-            observations (N, features) float32, rewards (N,) float64, terminated (N,) bool, truncated (N,) bool, info.
-
-        Raises:
-            ValueError: the actions are not N integers between 0 and 3.
-        """
-        actions = discrete_actions(self, actions)
-        running = ~(self._terminated | self._truncated)
+    def _move(self, actions: np.ndarray, running: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         length = self._here(self._lengths)
         turn = np.where(running & (self._x == length), _TURN[actions], 0)
         turned = np.flatnonzero(turn)
@@ -200,11 +148,7 @@ class ChainVectorEnv(VectorEnv):
         self._x[turned] = self._since[turned] = 0
         self._turns[turned, self._junction[turned]] = turn[turned]
         self._junction[turned] += 1
-        self._steps += running
-        self._terminated |= self._junction == self._count
-        self._truncated |= running & ~self._terminated & (self._steps >= self.max_steps)
-        self._observations = np.where(running[:, None], self._observe(), self._observations)
-        return self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy(), self._info()
+        return rewards, self._junction == self._count
 
     def expert_actions(self, wrong: np.ndarray | bool = False) -> np.ndarray:
         """The optimal policy's actions, (N,) int64; where ``wrong`` (N,) is True, every turn is wrong."""
@@ -308,8 +252,8 @@ class MultiCueVectorEnv(ChainVectorEnv):
     def shortest_corridor(cls, junctions: int) -> int:
         return junctions
 
-    def _begin(self, rows: np.ndarray, flip: np.ndarray) -> None:
-        super()._begin(rows, flip)
+    def _draw(self, rows: np.ndarray, flip: np.ndarray) -> None:
+        super()._draw(rows, flip)
         if self.by_name:
             self._shown[rows], self._asked[rows] = (
                 self._hash(rows, stream, self.junctions).argsort(1) for stream in (_SHOWN, _ASKED)
@@ -388,7 +332,7 @@ class RecallVectorEnv(ChainVectorEnv):
     def _corridors(self) -> np.ndarray:
         return np.stack([np.zeros_like(self.corridor_length), self.corridor_length], axis=1)
 
-    def _begin(self, rows: np.ndarray, flip: np.ndarray) -> None:
+    def _draw(self, rows: np.ndarray, flip: np.ndarray) -> None:
         self._answers[rows] = np.where(flip, -1, 1)[:, None]
 
     def _show(self, observations: np.ndarray) -> None:

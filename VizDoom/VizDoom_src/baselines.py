@@ -4,27 +4,19 @@
 - ``colour-blind``: the expert, which takes every item to be of the right colour.
 - ``always red``: the expert, which collects red items whatever the pillar shows; right in half of the episodes.
 - ``expert, limited view``: as in the data; ``expert, full view``: it knows where everything is. Both know the colour.
-
-Playing takes minutes and always gives the same episodes, so they are cached.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
-from RATE_model.acting.rollout import Episodes
-from RATE_model.system import cache
-from RATE_model.system.processes import available_cores, in_order
-from RATE_model.system.progress import progress_bar
+from RATE_model.acting.players import Row, play_players
 from VizDoom.VizDoom_src.engine import Surroundings, vizdoom
 from VizDoom.VizDoom_src.env import NUM_ACTIONS, PUBLISHED_CAP, VizDoomTwoColorsEnv
-from VizDoom.VizDoom_src.evaluate import EPISODES, Played, colour_options, evaluation_seeds
+from VizDoom.VizDoom_src.evaluate import EPISODES, Played, colour_options, evaluation_seeds, is_red
 from VizDoom.VizDoom_src.expert import Expert, View
 from VizDoom.VizDoom_src.generate import EXPERT_STREAM, EXPERT_VERSION
 from VizDoom.VizDoom_src.scenario import BUILDER_VERSION, Scenario, cache_directory, ensure_scenario
@@ -86,40 +78,29 @@ def play_baselines(
     scenario = replace(scenario or Scenario(), graphics="installed")  # no player uses pictures
     version = vizdoom().__version__  # fails here, not in a worker, if the package is missing
     ensure_scenario(scenario)
-    seeds, is_red = evaluation_seeds(episodes)
-    made = (_VERSION, EXPERT_VERSION, BUILDER_VERSION, version, sorted(scenario.rules.items()), max_steps)
-    places = {label: _place(label, episodes, made) for label in labels}
-    found = {label: _read(place, episodes) for label, place in places.items()}
-    missing = [label for label in labels if found[label] is None]
-    parts = [slice(start, min(start + _PART, episodes)) for start in range(0, episodes, _PART)]
-    tasks = [(label, seeds[part].tolist(), is_red[part].tolist()) for label in missing for part in parts]
-    played = in_order(partial(_play_part, scenario, max_steps), tasks, min(workers or available_cores(), len(tasks)))
-    with closing(played), progress_bar(total=len(tasks), desc="baselines", unit="part") as bar:
-        for label in missing:
-            rows = []
-            for _ in parts:
-                rows += next(played)
-                bar.update()
-            found[label] = _episodes(rows)
-            cache.write(places[label], json.dumps(rows).encode())
-    return {label: Played(episodes, is_red) for label, episodes in found.items() if episodes is not None}
+    seeds, red = evaluation_seeds(episodes)
+    played = play_players(
+        labels,
+        seeds,
+        partial(_play_part, scenario, max_steps),
+        made=(_VERSION, EXPERT_VERSION, BUILDER_VERSION, version, sorted(scenario.rules.items()), max_steps),
+        folder=cache_directory(),
+        workers=workers,
+        part=_PART,
+    )
+    return {label: Played(episodes, red) for label, episodes in played.items()}
 
 
-def _play_part(
-    scenario: Scenario, max_steps: int, task: tuple[str, list[int], list[bool]]
-) -> list[tuple[float, int, float]]:
-    """Return, steps and last reward of a player's episodes, given as (label, seeds, colours)."""
-    label, seeds, colours = task
-    player, rows = PLAYERS[label], []
+def _play_part(scenario: Scenario, max_steps: int, label: str, seeds: Sequence[int]) -> list[Row]:
+    """Return, steps and last reward of a player's episodes."""
+    player = PLAYERS[label]
     with closing(VizDoomTwoColorsEnv(scenario, max_steps=max_steps, privileged=player.view is not None)) as game:
-        for seed, is_red in zip(seeds, colours, strict=True):
-            game.reset(seed=seed, options=colour_options(scenario, is_red))
-            rows.append(_play(game, player, seed, is_red))
-    return rows
+        return [_play(game, player, seed, bool(is_red(np.array(seed)))) for seed in seeds]
 
 
-def _play(game: VizDoomTwoColorsEnv, player: Baseline, seed: int, is_red: bool) -> tuple[float, int, float]:
+def _play(game: VizDoomTwoColorsEnv, player: Baseline, seed: int, is_red: bool) -> Row:
     """Play one episode: return, steps, last reward."""
+    game.reset(seed=seed, options=colour_options(game.scenario, is_red))
     generator = np.random.default_rng([seed, EXPERT_STREAM])
     expert = Expert(player.view) if player.view else None
     total, steps, reward, over = 0.0, 0, 0.0, False
@@ -131,23 +112,3 @@ def _play(game: VizDoomTwoColorsEnv, player: Baseline, seed: int, is_red: bool) 
         _, reward, terminated, truncated, _ = game.step(action)
         total, steps, over = total + reward, steps + 1, terminated or truncated
     return total, steps, reward
-
-
-def _place(label: str, episodes: int, made: tuple) -> Path:
-    """The cache file of a player's episodes; its name encodes everything they depend on."""
-    digest = hashlib.sha256(repr((label, episodes, made)).encode()).hexdigest()[:12]
-    return cache_directory() / f"baseline_{digest}.json"
-
-
-def _read(place: Path, episodes: int) -> Episodes | None:
-    """The episodes in a cache file; None if it is missing or unreadable."""
-    try:
-        rows = json.loads(place.read_bytes())
-        return _episodes(rows) if len(rows) == episodes else None
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def _episodes(rows: Sequence[tuple[float, int, float]]) -> Episodes:
-    returns, lengths, last_rewards = (np.array(column) for column in zip(*rows, strict=True))
-    return Episodes(returns, lengths, last_rewards)

@@ -13,23 +13,22 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # make the repository importable
     import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
-from RATE_model.cli.limits import at_least, at_most
+from RATE_model.cli.limits import Probability, Range
 from RATE_model.cli.options import changeable
 from RATE_model.data.maker import DAggerOptions, DataMaker, whole_sides
 from RATE_model.data.npz import require_expert_labels
 from RATE_model.data.trajectories import Learn
 from RATE_model.errors import UserError
-from VizDoom.VizDoom_src.env import ENV_ID, PUBLISHED_CAP
+from VizDoom.VizDoom_src.env import ENV_ID, PUBLISHED_CAP, SPEC
 from VizDoom.VizDoom_src.expert import View
 from VizDoom.VizDoom_src.generate import EXPERT_VERSION, Recipe, generate
 from VizDoom.VizDoom_src.scenario import BEFORE, BUILDER_VERSION, Scenario
-from VizDoom.VizDoom_src.spec import SPEC
 
 if TYPE_CHECKING:
     from RATE_model.data.dataset import WindowDataset
@@ -43,15 +42,15 @@ class DataOptions(DAggerOptions):
     """Which trajectories to make or to train on."""
 
     # Episodes, half of them red; with an odd number, one more is red
-    episodes: int = 5000
+    episodes: Annotated[int, Range(10, MAX_EPISODES)] = 5000
     # Steps per episode: 90 or 150 in the published data. Episodes in which the player dies early are left out
-    steps: int = 90
+    steps: Annotated[int, Range(1, PUBLISHED_CAP)] = 90
     # limited: the expert knows the items in its field of view; full: it knows all items
     view: View = "limited"
     # Probability of a random action at each step of the expert
-    noise: float = 0.0
+    noise: Probability = 0.0
     # Share of the time in which the player goes for the wrong items: expert data with perturbations (DART)
-    perturbation: float = 0.0
+    perturbation: Probability = 0.0
     # Targets at every step: recorded = the action taken, expert = the action that the expert would have taken. Files
     # hold both
     learn: Learn = "recorded"
@@ -69,12 +68,6 @@ class DataOptions(DAggerOptions):
         """Raise a UserError for a value out of range."""
         super().validate()
         self.scenario.validate()
-        at_least(10, episodes=self.episodes)
-        at_most(MAX_EPISODES, episodes=self.episodes)
-        at_least(1, steps=self.steps)
-        at_most(PUBLISHED_CAP, steps=self.steps)
-        at_least(0, noise=self.noise, perturbation=self.perturbation)
-        at_most(1, noise=self.noise, perturbation=self.perturbation)
         require_expert_labels(self.data_path, self.learn)
 
     def recipe(self) -> Recipe:

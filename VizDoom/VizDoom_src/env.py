@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from RATE_model.acting.single import SeededEnv
-from RATE_model.acting.vector import FrozenVectorEnv, register_once
+from RATE_model.acting.vector import SeededVectorEnv, register_once
 from RATE_model.data.resize import Bilinear
 from RATE_model.errors import UserError
-from RATE_model.system.processes import available_cores
+from RATE_model.spec import EnvironmentSpec
 from VizDoom.VizDoom_src.engine import SCREEN, Engine, EngineDied, Surroundings
 from VizDoom.VizDoom_src.scenario import TICS_PER_STEP, Scenario
 
@@ -34,6 +34,16 @@ OBSERVATION_SHAPE = (3, 64, 112)
 PUBLISHED_CAP = 4200  # step limit of evaluated episodes
 HEAL_REWARD = 1.0
 SEED_LIMIT = 2**32  # the engine's limit
+
+# How the model sees it.
+SPEC = EnvironmentSpec(
+    observation_shape=OBSERVATION_SHAPE,
+    num_actions=NUM_ACTIONS,
+    observation_scale=1 / 255,
+    observation_tanh=True,
+    action_tanh=True,
+    return_tanh=True,
+)
 
 _COLOUR_STREAM = 1  # one of the random streams of a seed
 
@@ -178,40 +188,16 @@ def _resize() -> Bilinear:
     return Bilinear(SCREEN, OBSERVATION_SHAPE[1:])
 
 
-class VizDoomTwoColorsVectorEnv(FrozenVectorEnv):
-    """B games side by side.
+class VizDoomTwoColorsVectorEnv(SeededVectorEnv):
+    """B games side by side, each a `VizDoomTwoColorsEnv`.
 
     Each engine is a separate process; threads wait for the engines and scale their pictures, both without holding the
     GIL.
-
-    Args:
-        num_envs: B.
-        scenario, render_mode, options: for every game, see `VizDoomTwoColorsEnv`.
-        threads: number of games stepped at once; None: one more than there are cores.
-
-    Raises:
-        UserError: a value is out of range, or (from the first reset) the package vizdoom is missing.
     """
 
-    metadata = VizDoomTwoColorsEnv.metadata | FrozenVectorEnv.metadata
-
-    def __init__(
-        self,
-        num_envs: int = 1,
-        scenario: Scenario | None = None,
-        *,
-        threads: int | None = None,
-        render_mode: str | None = None,
-        **options: Any,
-    ) -> None:
-        make = functools.partial(VizDoomTwoColorsEnv, scenario, render_mode=render_mode, **options)
-        super().__init__(
-            [make] * num_envs,
-            threads=max(1, min(num_envs, threads or available_cores() + 1)),
-            render_mode=render_mode,
-            seeds_below=SEED_LIMIT,
-            name=NAME,
-        )
+    name = NAME
+    single = VizDoomTwoColorsEnv
+    waits = True
 
 
 register_once(ENV_ID, f"{__name__}:VizDoomTwoColorsEnv", f"{__name__}:VizDoomTwoColorsVectorEnv")

@@ -14,7 +14,7 @@ from RATE_model.acting.evaluation import Acting
 from RATE_model.acting.rollout import Episodes
 from RATE_model.agent import Agent
 from RATE_model.cli.evaluation import flags_of
-from RATE_model.cli.limits import at_least
+from RATE_model.cli.limits import Count
 from RATE_model.cli.options import Boolean, changeable
 from RATE_model.cli.settings import PUBLISHED_TRAINING, ImageExperimentConfig, PlayOptions, SegmentOptions
 from RATE_model.data.dataset import WindowDataset
@@ -29,14 +29,18 @@ from VizDoom.VizDoom_src import pictures
 from VizDoom.VizDoom_src.baselines import play_baselines
 from VizDoom.VizDoom_src.dataset import DATA, DataOptions, load_windows
 from VizDoom.VizDoom_src.engine import describe_graphics, vizdoom
-from VizDoom.VizDoom_src.env import MIRRORED, PUBLISHED_CAP, SEED_LIMIT, VizDoomTwoColorsEnv, VizDoomTwoColorsVectorEnv
+from VizDoom.VizDoom_src.env import (
+    MIRRORED,
+    PUBLISHED_CAP,
+    SEED_LIMIT,
+    SPEC,
+    VizDoomTwoColorsEnv,
+    VizDoomTwoColorsVectorEnv,
+)
 from VizDoom.VizDoom_src.graphics import ensure_graphics
 from VizDoom.VizDoom_src.privileged import SAME_IN_THE_MIRROR
 from VizDoom.VizDoom_src.scenario import BEFORE, GRAPHICS, Scenario
 from VizDoom.VizDoom_src.seeds import FIRST_DATA_SEED
-from VizDoom.VizDoom_src.spec import SPEC
-
-HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,7 @@ class Rules(PlayOptions):
     """Rules that training and inference share."""
 
     # Step limit of evaluated episodes
-    episode_timeout: int = PUBLISHED_CAP
-
-    def validate(self) -> None:
-        """Raise a UserError for a value out of range."""
-        super().validate()
-        at_least(1, episode_timeout=self.episode_timeout)
+    episode_timeout: Count = PUBLISHED_CAP
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,6 @@ class Games(Scenario, Rules):
 
     # Also play the same episodes with players without a model. Takes minutes; the result is cached
     baselines: Boolean = True
-
-    def validate(self) -> None:
-        """Raise a UserError for a value out of range."""
-        Scenario.validate(self)
-        Rules.validate(self)
 
     @property
     def scenario(self) -> Scenario:
@@ -114,8 +108,6 @@ class ViZDoomTwoColors(Environment):
     """A pillar shown for a while, and items: those of its colour heal, the others hurt."""
 
     name = "ViZDoom-Two-Colors"
-    folder = HERE
-    checkpoints = HERE.parent / "VizDoom_checkpoints"
     train_script = "VizDoom/VizDoom_src/train_vizdoom.py"
     inference_script = "VizDoom/VizDoom_src/inference_vizdoom.py"
     config = Config

@@ -21,10 +21,11 @@ if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # make the repository importable
     import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
+import numpy as np
+
 from RATE_model.acting.controls import knock_out_memory
-from RATE_model.acting.rollout import mean_and_error
-from RATE_model.cli.controls_page import ControlsPage, Document, Entry
-from RATE_model.cli.reproduce import PageOptions, Study, cell, final_results, origin, seed_table, table
+from RATE_model.cli.controls_page import ControlsPage, Document, Entry, bar, mean_cell, seed_cell
+from RATE_model.cli.reproduce import PageOptions, Study, final_results, origin, seed_table, table
 from VizDoom.VizDoom_src.baselines import PLAYERS, play_baselines
 from VizDoom.VizDoom_src.dataset import DATA
 from VizDoom.VizDoom_src.engine import describe_graphics
@@ -165,7 +166,7 @@ class Page(ControlsPage):
     def draw(self, document: Document, path: Path) -> None:
         """Returns by colour."""
         players = {label: entry for label, entry in document.items() if label != OF_DATA}
-        bars = {label: {colour: _bar(entry, colour) for colour in COLOURS} for label, entry in players.items()}
+        bars = {label: {colour: bar(entry, colour) for colour in COLOURS} for label, entry in players.items()}
         returns_by_colour(bars, path)
 
     def paragraphs(self, document: Document) -> list[str]:
@@ -207,23 +208,7 @@ def described(target_return: float, reset: bool) -> str:
 
 def mean_return_of_data(paths: Sequence[Path]) -> float:
     """Mean return of the training episodes."""
-    returns = []
-    for path in paths:
-        with DATA.open(path) as file:
-            returns += file.returns_to_go()[file.starts].tolist()
-    return sum(returns) / len(returns)
-
-
-def mean_cell(entry: Mapping[str, Any], column: str) -> str:
-    """Mean and standard error: over seeds; for a single seed, or a player without a model, over episodes."""
-    values = entry.get(column)
-    return seed_cell(entry, column, 0) if values and len(values) == 1 else cell(values, 1)
-
-
-def seed_cell(entry: Mapping[str, Any], column: str, index: int) -> str:
-    """One seed's value, with the standard error over episodes if known."""
-    errors = entry.get(f"{column}_error")
-    return f"{entry[column][index]:.1f}" + (f" ± {errors[index]:.1f}" if errors else "")
+    return float(np.concatenate([DATA.open(path).episode_returns() for path in paths]).mean())
 
 
 def published_table() -> str:
@@ -236,12 +221,6 @@ def published_table() -> str:
             entry |= {"weaker": min(red, green), "difference": abs(red - green)}
         rows.append([label, *(f"{entry[column]:.1f}" if column in entry else "" for column in COLUMNS)])
     return table(["published", *COLUMNS], rows)
-
-
-def _bar(entry: Mapping[str, Any], colour: str) -> tuple[float, float]:
-    """Mean and standard error, as in `mean_cell`."""
-    values = entry[colour]
-    return mean_and_error(values) if len(values) > 1 else (values[0], entry[f"{colour}_error"][0])
 
 
 main = Page.main

@@ -27,11 +27,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 
-from RATE_model.cli.limits import at_least, at_most
+from RATE_model.cli.limits import Range, Ranged
 from RATE_model.cli.options import Boolean
 from RATE_model.errors import UserError
 from RATE_model.system import cache
@@ -67,17 +67,17 @@ BEFORE = {"graphics": "installed"}
 
 
 @dataclass(frozen=True)
-class Scenario:
+class Scenario(Ranged):
     """The scenario to play. The default is the published one."""
 
     # published: the original's graphics, seeds and damage; clear: larger, brighter sprites and exactly 25 damage
     variant: Variant = "published"
     # Steps during which the pillar is visible
-    pillar_steps: int = 45
+    pillar_steps: Annotated[int, Range(1, MAX_TIME)] = 45
     # Items of each colour at the start
-    items: int = 10
+    items: Annotated[int, Range(1, MAX_ITEMS)] = 10
     # Tics between two new items; a step is 2 tics
-    spawn_tics: int = 30
+    spawn_tics: Annotated[int, Range(1, MAX_TIME)] = 30
     # Show the pillar. Without it, nothing shows the colour
     pillar: Boolean = True
     # published: Freedoom of vizdoom 1.2.4 without flashes on damage, downloaded once (28 MB); installed: Freedoom of
@@ -100,9 +100,7 @@ class Scenario:
             raise UserError(f"--variant {self.variant}: must be published or clear")
         if self.graphics not in (None, *get_args(Graphics)):
             raise UserError(f"--graphics {self.graphics}: must be published or installed")
-        at_least(1, pillar_steps=self.pillar_steps, items=self.items, spawn_tics=self.spawn_tics)
-        at_most(MAX_TIME, pillar_steps=self.pillar_steps, spawn_tics=self.spawn_tics)
-        at_most(MAX_ITEMS, items=self.items)
+        super().validate()
 
 
 def build(scenario: Scenario) -> bytes:

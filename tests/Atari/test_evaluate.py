@@ -7,11 +7,11 @@ pytest.importorskip("ale_py")
 
 import torch
 
+from Atari.env import spec_of
 from Atari.environment import ENVIRONMENT, Play
 from Atari.evaluate import ClippedRewards, metrics, random_player, target_of
 from Atari.games import GAMES, Game
 from Atari.generate import FIRST_DATA_SEED
-from Atari.spec import spec_of
 from RATE_model.acting.rollout import Episodes
 from RATE_model.acting.vector import FrozenVectorEnv
 from RATE_model.agent import Agent

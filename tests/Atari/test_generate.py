@@ -11,13 +11,11 @@ pytest.importorskip("ale_py")
 from Atari import generate as generation
 from Atari import generate_dataset
 from Atari.env import AtariEnv
-from Atari.games import GAMES, Game
 from Atari.generate import FIRST_DATA_SEED, Recipe, generate
-from Atari.generate_dataset import GenerateOptions, dataset_path, ensure_own_data, main
+from Atari.generate_dataset import DATA, AtariData, GenerateOptions, main
 from RATE_model.data.selection import strided_or_whole
 from RATE_model.data.trajectories import TrajectoryFile
 
-BREAKOUT, PONG, QBERT = (GAMES[name] for name in ("Breakout", "Pong", "Qbert"))
 RECIPE = Recipe("Breakout", (0.2, 1.0), max_steps=150)
 TINY = "--game Breakout --transitions 40 --mix 1 0.5 --episode_steps 30 --workers 1".split()
 
@@ -121,11 +119,11 @@ def test_parts_of_other_players_or_games_are_refused(made, tmp_path, monkeypatch
 
 
 def test_the_script(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(generate_dataset, "DATA_DIRECTORY", tmp_path)
+    monkeypatch.setattr(AtariData, "directory", tmp_path)
     main(TINY)
     path = tmp_path / "Breakout_mix1-0.5_cap30_n40.h5"
     shown = capsys.readouterr().out
-    assert f"{path}: 40 steps in 2 episodes of 10 to 30" in shown and "noise 1: 1 episodes" in shown
+    assert f"{path}: 2 episodes of 10 to 30 steps" in shown and "noise 1: 1 episodes" in shown
     with pytest.raises(SystemExit, match="2"):
         main(TINY)
     assert "exists; add --overwrite true" in capsys.readouterr().err
@@ -144,26 +142,31 @@ def test_the_script(tmp_path, monkeypatch, capsys):
 
 
 def test_file_names_contain_all_settings(tmp_path, monkeypatch):
-    assert dataset_path(BREAKOUT) == generate_dataset.DATA_DIRECTORY / "Breakout_n100000.h5"
-    assert dataset_path(QBERT, tmp_path) == tmp_path / "Qbert_n20000.h5"
-    assert min(GenerateOptions().recipe(BREAKOUT).mix) > 0, "a player who hardly errs cannot be learned from"
-    assert GenerateOptions().recipe(QBERT).max_steps == 2000 and GenerateOptions().recipe(PONG).max_steps == 7000
-    options = GenerateOptions(transitions=7, mix=(0.5, 1.0), data_sticky=0.25, episode_steps=9)
-    assert dataset_path(PONG, tmp_path, options).name == "Pong_mix0.5-1_sticky0.25_cap9_n7.h5"
-    assert options.recipe(PONG) == Recipe("Pong", (0.5, 1.0), 0.25, 9)
-    assert dataset_path(Game(name="Freeway", actions=3)).name == "Freeway_n20000.h5"
+    def name(game: str, **changes) -> str:
+        return DATA.file_name(GenerateOptions(game, **changes))
+
+    assert DATA.path(GenerateOptions()) == DATA.directory / "Breakout_n100000.h5"
+    assert DATA.path(GenerateOptions("Qbert", data_dir=tmp_path)) == tmp_path / "Qbert_n20000.h5"
+    breakout, qbert, pong = (GenerateOptions(game).recipe for game in ("Breakout", "Qbert", "Pong"))
+    assert min(breakout.mix) > 0, "a player who hardly errs cannot be learned from"
+    assert qbert.max_steps == 2000 and pong.max_steps == 7000
+    changes = dict(transitions=7, mix=(0.5, 1.0), data_sticky=0.25, episode_steps=9)
+    assert name("Pong", **changes) == "Pong_mix0.5-1_sticky0.25_cap9_n7.h5"
+    assert GenerateOptions("Pong", **changes).recipe == Recipe("Pong", (0.5, 1.0), 0.25, 9)
+    assert name("freeway") == "Freeway_n20000.h5"
     monkeypatch.setattr(generate_dataset, "TRANSITIONS", 20)
     monkeypatch.setattr(generate_dataset, "MIXES", {"Breakout": (1.0,)})
-    path = ensure_own_data(BREAKOUT, tmp_path)
-    assert path == dataset_path(BREAKOUT, tmp_path) and TrajectoryFile(path).num_steps == 20
-    assert ensure_own_data(BREAKOUT, tmp_path) == path
+    options = GenerateOptions(data_dir=tmp_path)
+    path = DATA.ensure(options)
+    assert path == DATA.path(options) and TrajectoryFile(path).num_steps == 20
+    assert DATA.ensure(options) == path
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ("--game Brakeout", "any ALE game works with --game"),
-        ("--mix 0.5 1.5", "--mix 0.5 1.5: must be numbers from 0 to 1"),
+        ("--mix 0.5 1.5", "--mix 1.5: must be at least 0 and at most 1"),
         ("--transitions 0", "--transitions 0: must be at least 1"),
         ("--episode_steps 0", "--episode_steps 0: must be at least 1"),
         ("--data_sticky 1", "--data_sticky 1"),
@@ -173,7 +176,7 @@ def test_file_names_contain_all_settings(tmp_path, monkeypatch):
 )
 def test_bad_flags(flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(generate_dataset, "DATA_DIRECTORY", tmp_path)
+    monkeypatch.setattr(AtariData, "directory", tmp_path)
     with pytest.raises(SystemExit, match="2"):
         main(flags.split())
     assert message in capsys.readouterr().err

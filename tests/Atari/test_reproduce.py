@@ -89,7 +89,7 @@ def test_the_mean_of_the_data_is_of_whole_episodes(tmp_path, monkeypatch):
         for unfinished, reward in ((False, 4), (False, 6), (True, 100)):
             frames = np.zeros((1, 1, 84, 84), np.uint8)
             writer.add_episode(frames, np.zeros(1, int), np.array([reward]), terminal=True, unfinished=unfinished)
-    monkeypatch.setattr(reproduce, "ensure_own_data", lambda game, transitions: tmp_path / "a.h5")
+    monkeypatch.setattr(type(reproduce.OWN_DATA), "ensure", lambda self, options: tmp_path / "a.h5")
     monkeypatch.setattr(type(reproduce.ENVIRONMENT), "play_as", lambda *_, **__: Episodes(*[np.ones(2)] * 3))
     monkeypatch.setattr(reproduce, "expert_returns", lambda game: np.ones(1))
     found = reproduce.of_players(GAMES["Breakout"])[reproduce.DATA]

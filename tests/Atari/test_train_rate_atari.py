@@ -13,9 +13,9 @@ import torch
 
 from Atari import evaluate as protocol
 from Atari import train_rate_atari
-from Atari.environment import ENVIRONMENT, HERE
+from Atari.env import spec_of
+from Atari.environment import ENVIRONMENT
 from Atari.games import GAMES
-from Atari.spec import spec_of
 from RATE_model.cli import training
 from RATE_model.data.dopamine import export_replay
 from RATE_model.loading import load_model
@@ -62,7 +62,7 @@ def test_published_commands_keep_their_meaning(game):
     )  # fmt: skip
     assert config.run.seeds == range(123, 124) and config.game.name == game and config.target == TARGETS[game]
     directory = training.run_directory(ENVIRONMENT, config, 123)
-    assert directory.parent == HERE / "Atari_checkpoints" / "ckpt"
+    assert directory.parent == ENVIRONMENT.folder / "Atari_checkpoints" / "ckpt"
     assert re.fullmatch(rf"{game}_arch_mode_TrXL_RATE_[0-9a-f]{{8}}_RUN_123", directory.name)
 
 
@@ -201,9 +201,9 @@ MISTAKES = {
     "no step": ("--context_length 0", "--context_length 0: must be at least 1"),
     "no buffer": ("--buffers 0", "--buffers 0: must be at least 1"),
     "half of nothing": ("--return_scale none --target_return 0", "--return_scale none: half of --target_return 0"),
-    "no scale": ("--return_scale 0", "--return_scale 0.0: must be above 0, or none"),
+    "no scale": ("--return_scale 0", "--return_scale 0.0: must be above 0"),
     "no channels": ("--conv_channels 8 0 8", "--conv_channels 0: must be at least 1"),
-    "no decay": ("--decay_epochs -1", "--decay_epochs -1.0: must be above 0, or none"),
+    "no decay": ("--decay_epochs -1", "--decay_epochs -1.0: must be above 0"),
     "always sticky": ("--sticky 1", "--sticky 1.0: must be at least 0 and below 1"),
     "no episode": ("--eval_episodes 0", "--eval_episodes 0: must be at least 1"),
     "no batches": ("--ckpt_batches 0", "--ckpt_batches 0: must be at least 1"),

@@ -6,12 +6,11 @@ import torch
 
 from MemoryMaze.MemoryMaze_src import environment
 from MemoryMaze.MemoryMaze_src import evaluate as protocol
-from MemoryMaze.MemoryMaze_src.env import EPISODE_STEPS, MemoryMazeEnv
+from MemoryMaze.MemoryMaze_src.env import EPISODE_STEPS, SPEC, MemoryMazeEnv
 from MemoryMaze.MemoryMaze_src.environment import ENVIRONMENT, Mazes
 from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, evaluation_seeds, metrics, player_returns
 from MemoryMaze.MemoryMaze_src.generate import FIRST_DATA_SEED, PlayerOfMix
 from MemoryMaze.MemoryMaze_src.generate import play as play_expert
-from MemoryMaze.MemoryMaze_src.spec import SPEC
 from RATE_model.acting import evaluation
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.controls import knock_out_memory

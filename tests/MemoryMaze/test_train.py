@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from MemoryMaze.MemoryMaze_src import dataset, train_mem_maze
-from MemoryMaze.MemoryMaze_src.env import MIRRORED
+from MemoryMaze.MemoryMaze_src.env import MIRRORED, SPEC
 from MemoryMaze.MemoryMaze_src.environment import ENVIRONMENT, Mazes
-from MemoryMaze.MemoryMaze_src.spec import SPEC
 from RATE_model.acting.rollout import Episodes
 from RATE_model.agent import Agent
 from RATE_model.cli import experiment, training

@@ -9,11 +9,10 @@ import torch
 
 from MinigridMemory.MinigridMemory_src import environment
 from MinigridMemory.MinigridMemory_src import evaluate as protocol
-from MinigridMemory.MinigridMemory_src.env import CUES, MinigridMemoryVectorEnv, expert_cap
+from MinigridMemory.MinigridMemory_src.env import CUES, SPEC, MinigridMemoryVectorEnv, expert_cap
 from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT
 from MinigridMemory.MinigridMemory_src.evaluate import SizeResult, evaluation_seeds, expert_play, metrics
 from MinigridMemory.MinigridMemory_src.expert import EXPERT_STREAM, Expert
-from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.acting import evaluation
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.controls import exchange_twins, knock_out_memory

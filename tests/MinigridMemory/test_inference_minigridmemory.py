@@ -7,9 +7,9 @@ import pytest
 pytest.importorskip("minigrid")
 
 from MinigridMemory.MinigridMemory_src import inference_minigridmemory
+from MinigridMemory.MinigridMemory_src.env import SPEC
 from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT, Mazes
 from MinigridMemory.MinigridMemory_src.evaluate import expert_play
-from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.evaluation import Acting
 from tests import commands

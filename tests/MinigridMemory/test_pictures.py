@@ -6,11 +6,10 @@ import pytest
 pytest.importorskip("minigrid")
 
 from MinigridMemory.MinigridMemory_src import environment, pictures
-from MinigridMemory.MinigridMemory_src.env import MinigridMemoryEnv
+from MinigridMemory.MinigridMemory_src.env import SPEC, MinigridMemoryEnv
 from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT
 from MinigridMemory.MinigridMemory_src.evaluate import expert_play
 from MinigridMemory.MinigridMemory_src.pictures import draw_run, success_curve
-from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.acting import evaluation as acting
 from RATE_model.acting import video
 from RATE_model.acting.actor import Actor

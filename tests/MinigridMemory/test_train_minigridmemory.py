@@ -18,8 +18,8 @@ import torch
 
 from MinigridMemory.MinigridMemory_src import train_minigridmemory
 from MinigridMemory.MinigridMemory_src.dataset import DATA
+from MinigridMemory.MinigridMemory_src.env import SPEC
 from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT, Mazes
-from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.acting.evaluation import Acting
 from RATE_model.acting.rollout import Episodes
 from RATE_model.cli import training

@@ -15,8 +15,8 @@ from MuJoCo.dataset import (
     MuJoCoFile,
     load_data,
     open_data,
+    spec_of,
 )
-from MuJoCo.spec import spec_of
 from MuJoCo.tasks import HALFCHEETAH, HOPPER, RETURN_SCALE, ROBOTS, TASKS, WALKER2D, task_of
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.selection import tiling_windows, windows_at_every_step

@@ -9,10 +9,9 @@ pytest.importorskip("mujoco")
 
 import torch
 
-from MuJoCo.dataset import Normalisation
+from MuJoCo.dataset import Normalisation, spec_of
 from MuJoCo.environment import ENVIRONMENT, Play
 from MuJoCo.evaluate import metrics
-from MuJoCo.spec import spec_of
 from MuJoCo.tasks import HALFCHEETAH, HOPPER, ROBOTS, TASKS, Robot, make_environment
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.rollout import Episodes

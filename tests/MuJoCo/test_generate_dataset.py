@@ -1,6 +1,7 @@
 """Our own data, from PPO on a tiny budget: content of the files, and what is kept, repeated and resumed."""
 
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -12,8 +13,9 @@ pytest.importorskip("stable_baselines3")
 
 from MuJoCo.dataset import DataOptions, load_data
 from MuJoCo.files import find_data
-from MuJoCo.generate_dataset import GenerateOptions, generate, main, mixture, training_of
+from MuJoCo.generate_dataset import GenerateOptions, generate, main, training_of
 from MuJoCo.tasks import HOPPER, ROBOTS, TASKS, make_environment
+from RATE_model.data.policies import PolicyData
 from RATE_model.data.ppo import Policy, _Rounds, train_policies
 from RATE_model.errors import UserError
 
@@ -141,7 +143,8 @@ def test_which_policies_act():
     history = [fake(0, np.nan), fake(1, 5.0), fake(2, 30.0), fake(3, 20.0), fake(4, 90.0), fake(5, 80.0)]
 
     def steps(dataset, goal):
-        return [policy.steps for policy in mixture(history, dataset, goal)]
+        data = PolicyData(training_of(HOPPER), Path(), dataset, goal, budget=0, steps=0, seed=0)
+        return [policy.steps for policy in data.chosen(history)]
 
     assert steps("medium", 10) == [2] and steps("medium", 100) == [4]
     assert steps("medium-replay", 10) == [0, 1, 2]

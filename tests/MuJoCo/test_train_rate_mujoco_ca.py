@@ -12,10 +12,9 @@ pytest.importorskip("mujoco")
 import torch
 
 from MuJoCo import train_rate_mujoco_ca
-from MuJoCo.dataset import open_data
-from MuJoCo.environment import ENVIRONMENT, HERE
+from MuJoCo.dataset import open_data, spec_of
+from MuJoCo.environment import ENVIRONMENT
 from MuJoCo.files import generated_name
-from MuJoCo.spec import spec_of
 from MuJoCo.tasks import HALFCHEETAH, HOPPER, TASKS, task_of
 from RATE_model.cli import training
 from RATE_model.cli.options import to_flat_dict
@@ -62,7 +61,7 @@ def test_published_command_keeps_its_meaning():
     assert config.run.seeds == range(123, 124)
     assert ENVIRONMENT.target_returns(to_flat_dict(config)) == (6000,)
     directory = training.run_directory(ENVIRONMENT, config, 123)
-    assert directory.parent == HERE / "MuJoCo_checkpoints" / "ckpt"
+    assert directory.parent == ENVIRONMENT.folder / "MuJoCo_checkpoints" / "ckpt"
     assert re.fullmatch(r"halfcheetah-medium_arch_mode_TrXL_RATE_[0-9a-f]{8}_RUN_123", directory.name)
 
 

@@ -8,6 +8,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from RATE_model.errors import UserError
+from RATE_model.system.hashing import stream_keys
 from TMaze_new.TMaze_new_src.env import (
     DOWN,
     EVALUATION_SEEDS,
@@ -18,7 +19,6 @@ from TMaze_new.TMaze_new_src.env import (
     TMazeVectorEnv,
     expert_actions,
     goals_of_seeds,
-    noise_keys,
     observation_noise,
 )
 from TMaze_new.TMaze_new_src.render import AGENT, CELL, GAP, visible_columns
@@ -122,7 +122,7 @@ def test_published_goals_and_seed_list():
 
 
 def test_noise_is_uniform_and_streams_differ():
-    keys = noise_keys(range(1000))
+    keys = stream_keys(range(1000))
     noise = np.stack([observation_noise(keys, np.full(1000, step)) for step in range(200)], axis=1)
     shares = [(noise == value).mean() for value in (-1, 0, 1)]
     assert sum(shares) == 1 and np.allclose(shares, 1 / 3, atol=0.005)

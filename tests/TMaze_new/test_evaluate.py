@@ -9,10 +9,9 @@ from RATE_model.acting.controls import knock_out_memory
 from RATE_model.errors import UserError
 from tests.small_models import small_model
 from tests.tmaze_runs import success_by_length
-from TMaze_new.TMaze_new_src.env import EVALUATION_SEEDS, UP, expert_actions, goals_of_seeds
+from TMaze_new.TMaze_new_src.env import EVALUATION_SEEDS, SPEC, UP, expert_actions, goals_of_seeds
 from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
 from TMaze_new.TMaze_new_src.evaluate import MAX_EPISODES, evaluation_seeds, published_keys
-from TMaze_new.TMaze_new_src.spec import SPEC
 
 
 @pytest.mark.parametrize("episodes", [2, 4, 7, 20, 100, 101, 500, MAX_EPISODES])

@@ -16,7 +16,7 @@ from RATE_model.plots.success import rates_by_case
 from RATE_model.report import maps
 from tests.small_models import K, logits_of, small_model
 from TMaze_new.TMaze_new_src import pictures
-from TMaze_new.TMaze_new_src.env import TMazeVectorEnv
+from TMaze_new.TMaze_new_src.env import SPEC, TMazeVectorEnv
 from TMaze_new.TMaze_new_src.environment import ENVIRONMENT, Maze
 from TMaze_new.TMaze_new_src.pictures import (
     draw_maps,
@@ -24,7 +24,6 @@ from TMaze_new.TMaze_new_src.pictures import (
     record_episode,
     success_rates,
 )
-from TMaze_new.TMaze_new_src.spec import SPEC
 
 
 class Expert(Actor):

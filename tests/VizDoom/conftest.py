@@ -32,10 +32,10 @@ def published_graphics(monkeypatch):
     """Use a variant's real graphics; skips if the published ones are missing."""
     from VizDoom.VizDoom_src import graphics, scenario
 
-    if not (os.environ.get(graphics.VARIABLE) or graphics.PLACE.exists()):
+    if not (os.environ.get(graphics.WAD.variable) or graphics.WAD.place.exists()):
         pytest.skip(f"the published graphics are not here; {graphics.COMMAND} obtains them")
     monkeypatch.setitem(scenario.GRAPHICS, "published", "published")
-    return graphics.published_wad()
+    return graphics.WAD.ensure()
 
 
 @pytest.fixture

@@ -85,9 +85,9 @@ def test_baseline_results_are_cached(monkeypatch):
     first = play_baselines(labels=QUICK, workers=1, **SHORT)
     tasks = []
 
-    def count(scenario, max_steps, task):
-        tasks.append((task[0], max_steps))
-        return original(scenario, max_steps, task)
+    def count(scenario, max_steps, label, seeds):
+        tasks.append((label, max_steps))
+        return original(scenario, max_steps, label, seeds)
 
     original = baselines._play_part
     monkeypatch.setattr(baselines, "_play_part", count)
@@ -105,7 +105,7 @@ def test_baseline_results_are_cached(monkeypatch):
 def test_damaged_cache_file_is_recomputed():
     options = dict(labels=("random",), workers=1, episodes=4, max_steps=3)
     first = play_baselines(**options)
-    (kept,) = cache_directory().glob("baseline_*")
+    (kept,) = cache_directory().glob("player_*")
     whole = kept.read_bytes()
     for damage in (b"", b"[[1, 2", b"[[1, 2, 3]]", b"[1, 2]", b'"no"'):
         kept.write_bytes(damage)

@@ -19,11 +19,11 @@ from RATE_model.errors import UserError
 from tests.small_models import K, small_model
 from VizDoom.VizDoom_src import evaluate as protocol
 from VizDoom.VizDoom_src.engine import Engine, EngineDied
+from VizDoom.VizDoom_src.env import SPEC
 from VizDoom.VizDoom_src.environment import ENVIRONMENT, Games, _by_colour
 from VizDoom.VizDoom_src.evaluate import Played, evaluation_seeds, figures, metrics
 from VizDoom.VizDoom_src.scenario import Scenario
 from VizDoom.VizDoom_src.seeds import FIRST_DATA_SEED, GREEN_SEEDS, RED_SEEDS
-from VizDoom.VizDoom_src.spec import SPEC
 
 STEPS = 10  # more than two segments of the small model
 SHORT = dict(episodes=2, max_steps=STEPS)

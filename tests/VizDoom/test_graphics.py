@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -111,10 +112,10 @@ def test_data_of_other_graphics_is_refused(tmp_path):
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """The file is missing, and a substitute is downloaded."""
-    monkeypatch.setattr(graphics, "PLACE", tmp_path / "data" / "freedoom.wad")
-    monkeypatch.setattr(graphics, "DIGEST", hashlib.sha256(CONTENT).hexdigest())
-    monkeypatch.delenv(graphics.VARIABLE, raising=False)
-    return graphics.PLACE
+    place, digest = tmp_path / "data" / "freedoom.wad", hashlib.sha256(CONTENT).hexdigest()
+    monkeypatch.setattr(graphics, "WAD", replace(graphics.WAD, place=place, sha256=digest))
+    monkeypatch.delenv(graphics.WAD.variable, raising=False)
+    return place
 
 
 def wheel(path: Path, content: bytes = CONTENT, member: str = "vizdoom/freedoom2.wad") -> Path:
@@ -139,7 +140,7 @@ def index(monkeypatch):
             command, int(isinstance(said, str)), "", said if isinstance(said, str) else ""
         )
 
-    monkeypatch.setattr(graphics.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     return asked
 
 
@@ -211,16 +212,16 @@ def test_wrong_file_is_refused(elsewhere, tmp_path, capsys, make, reason):
 def test_the_variable_names_the_file(elsewhere, index, tmp_path, monkeypatch):
     for name, content in (("good", CONTENT), ("bad", b"another")):
         (tmp_path / name).write_bytes(content)
-    monkeypatch.setenv(graphics.VARIABLE, str(tmp_path / "good"))
-    assert graphics.published_wad() == tmp_path / "good" and not elsewhere.exists() and not index
+    monkeypatch.setenv(graphics.WAD.variable, str(tmp_path / "good"))
+    assert graphics.WAD.ensure() == tmp_path / "good" and not elsewhere.exists() and not index
     for name, reason in (("bad", "is not the freedoom2.wad of vizdoom==1.2.4"), ("gone", "cannot be read: No such")):
-        monkeypatch.setenv(graphics.VARIABLE, str(tmp_path / name))
+        monkeypatch.setenv(graphics.WAD.variable, str(tmp_path / name))
         with pytest.raises(UserError, match=rf"\$VIZDOOM_PUBLISHED_WAD '.*{name}' {reason}"):
-            graphics.published_wad()
+            graphics.WAD.ensure()
 
 
 def test_damaged_file_is_reported(elsewhere):
     elsewhere.parent.mkdir()
     elsewhere.write_bytes(b"damaged")
     with pytest.raises(UserError, match=f"'{elsewhere}' is not the freedoom2.wad .* Delete it to download it again"):
-        graphics.published_wad()
+        graphics.WAD.ensure()

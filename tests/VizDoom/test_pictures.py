@@ -10,11 +10,11 @@ from RATE_model.acting.rollout import Episodes
 from RATE_model.environments.contract import Evaluation
 from tests.small_models import small_model
 from VizDoom.VizDoom_src import pictures
+from VizDoom.VizDoom_src.env import SPEC
 from VizDoom.VizDoom_src.environment import ENVIRONMENT, Games
 from VizDoom.VizDoom_src.evaluate import Played
 from VizDoom.VizDoom_src.pictures import draw_run, returns_by_colour
 from VizDoom.VizDoom_src.scenario import Scenario
-from VizDoom.VizDoom_src.spec import SPEC
 
 PLAYED = Played(
     Episodes(np.array([1.0, 3.0, 5.0, 5.0]), np.full(4, 9), np.zeros(4)), np.array([True, True, False, False])

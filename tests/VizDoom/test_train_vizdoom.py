@@ -36,10 +36,9 @@ from tests.vizdoom_runs import BATCHES_PER_EPOCH, NO_EVALUATION, TINY, only_run,
 from VizDoom.VizDoom_src import train_vizdoom
 from VizDoom.VizDoom_src.dataset import DATA, load_windows
 from VizDoom.VizDoom_src.engine import BUTTONS
-from VizDoom.VizDoom_src.env import MIRRORED
+from VizDoom.VizDoom_src.env import MIRRORED, SPEC
 from VizDoom.VizDoom_src.environment import ENVIRONMENT
 from VizDoom.VizDoom_src.scenario import Scenario
-from VizDoom.VizDoom_src.spec import SPEC
 
 HERE = Path(train_vizdoom.__file__).parent
 

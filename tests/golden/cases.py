@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from Atari.env import spec_of as atari_spec
 from Atari.games import GAMES
-from Atari.spec import spec_of as atari_spec
 from MemoryMaze.MemoryMaze_src.env import MIRRORED as MAZE_MIRRORED
-from MemoryMaze.MemoryMaze_src.spec import spec_of as maze_spec
-from MinigridMemory.MinigridMemory_src.spec import SPEC as MINIGRID
-from MuJoCo.spec import spec_of as mujoco_spec
+from MemoryMaze.MemoryMaze_src.env import SPEC as MAZE
+from MinigridMemory.MinigridMemory_src.env import SPEC as MINIGRID
+from MuJoCo.dataset import spec_of as mujoco_spec
 from MuJoCo.tasks import HOPPER
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.controls import exchange_twins, knock_out_memory, knock_out_part
@@ -30,9 +30,9 @@ from RATE_model.spec import EnvironmentSpec
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
 from tests.small_models import rate_agent
-from TMaze_new.TMaze_new_src.spec import SPEC as TMAZE
+from TMaze_new.TMaze_new_src.env import SPEC as TMAZE
 from VizDoom.VizDoom_src.env import MIRRORED as VIZDOOM_MIRRORED
-from VizDoom.VizDoom_src.spec import SPEC as VIZDOOM
+from VizDoom.VizDoom_src.env import SPEC as VIZDOOM
 
 K, N = 4, 3  # steps of a segment, segments of a trajectory
 BATCHES, ROWS = 20, 5
@@ -43,7 +43,7 @@ SPECS = {
     "T-Maze": TMAZE,
     "ViZDoom": replace(VIZDOOM, conv_channels=CHANNELS),
     "Minigrid": replace(MINIGRID, conv_channels=CHANNELS),
-    "Memory Maze": maze_spec(CHANNELS),
+    "Memory Maze": replace(MAZE, conv_channels=CHANNELS),
     "Atari": atari_spec(GAMES["Breakout"], return_scale=0.1, conv_channels=CHANNELS),
     "MuJoCo": mujoco_spec(HOPPER),
 }

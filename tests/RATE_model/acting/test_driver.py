@@ -12,8 +12,8 @@ import torch
 from MemoryMaze.MemoryMaze_src.privileged import PrivilegedRecorder
 from MinigridMemory.MinigridMemory_src import generate
 from MinigridMemory.MinigridMemory_src.dataset import DATA, DataOptions, load_windows
+from MinigridMemory.MinigridMemory_src.env import SPEC
 from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT
-from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.acting import driver as module
 from RATE_model.acting.driver import DriverChoice
 from RATE_model.acting.rollout import torch_threads

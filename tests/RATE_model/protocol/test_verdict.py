@@ -14,8 +14,7 @@ from RATE_model.memories.contract import State
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.protocol.examination import TaskCase, document, examine
 from RATE_model.protocol.verdict import INTACT, KNOCKED_OUT, TWINS, AgentFacts, Case, judge
-from TMaze_new.TMaze_new_src.env import DOWN, RIGHT, UP, TMazeVectorEnv
-from TMaze_new.TMaze_new_src.spec import SPEC
+from TMaze_new.TMaze_new_src.env import DOWN, RIGHT, SPEC, UP, TMazeVectorEnv
 
 K, EPISODES = 10, 100
 LENGTHS = (6, 31, 96)

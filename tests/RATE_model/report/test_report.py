@@ -19,10 +19,9 @@ from RATE_model.report.__main__ import main
 from RATE_model.report.episode import control, player_data, record
 from RATE_model.report.page import RunRecord, build, read_run
 from tests.tmaze_runs import only_run, train
-from TMaze_new.TMaze_new_src.env import TMazeVectorEnv
+from TMaze_new.TMaze_new_src.env import SPEC, TMazeVectorEnv
 from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
 from TMaze_new.TMaze_new_src.render import render_rgb
-from TMaze_new.TMaze_new_src.spec import SPEC
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 K, STEPS = 5, 14
