@@ -218,13 +218,23 @@ class MinigridMemory(Environment):
     def metrics(
         self, played: Mapping[int, Episodes], evaluation: Evaluation, config: Config, *, final: bool
     ) -> dict[str, float]:
-        """Results by size; at the end also for the final sizes, with the prefix FINAL_."""
-        task = config.task
-        asked = {"target_return": task.target_return, "cap": task.episode_timeout, "layouts": task.layouts}
-        results = protocol.metrics({size: played[size] for size in task.eval_sizes}, **asked)
-        if final:
-            results |= protocol.metrics({size: played[size] for size in task.final_sizes}, prefix="FINAL_", **asked)
-        return results
+        """The `figures` by size under the published names; at the end also of the final sizes, with the prefix FINAL_.
+
+        The published names and `Success_rate_l_{L}` hold the results under the requested cap, as does the expert's.
+        """
+        task, asked, found = config.task, f"r_{evaluation.targets[0]:g}", {}
+        sizes = {"": task.eval_sizes} | ({"FINAL_": task.final_sizes} if final else {})
+        for prefix, size in ((prefix, size) for prefix, some in sizes.items() for size in some):
+            values, capped = self.figures(size, played[size], evaluation), evaluation.options.result(played[size])
+            found |= {
+                f"{prefix}LifeTimeMean_{asked}_l_{size}": values["mean_steps"],
+                f"{prefix}ReturnsMax_{asked}_l_{size}": float(capped.returns.max()),
+                f"{prefix}ReturnsMean_{asked}_l_{size}": values["mean_return"],
+                f"{prefix}Success_rate_l_{size}": values["success_rate"],
+                f"{prefix}Success_rate_l_{size}_expert_cap": values["success_rate_expert_cap"],
+                f"{prefix}Expert_success_rate_l_{size}": values["expert_success_rate"],
+            }
+        return found
 
     def headlines(self, config: Config) -> Mapping[str, str]:
         """Success at the largest final size and at the checkpoint sizes, under both caps."""

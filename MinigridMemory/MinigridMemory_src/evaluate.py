@@ -61,33 +61,3 @@ def expert_play(size: int, episodes: int, random_length: bool = True, layouts: L
     """The expert's episodes in the same mazes."""
     seeds, cap = evaluation_seeds(episodes), widest_cap(size)
     return expert_episodes(size, seeds, random_length=random_length, max_steps=cap, layouts=layouts)
-
-
-def metrics(
-    played: dict[int, Episodes],
-    *,
-    target_return: float,
-    prefix: str = "",
-    cap: int = PUBLISHED_CAP,
-    layouts: Layouts = "own",
-) -> dict[str, float]:
-    """Results by name.
-
-    The published names and `Success_rate_l_{L}` hold the results under `cap` (default: the published 96 steps); names
-    that end in `_expert_cap` hold those under the expert's cap; `Expert_success_rate_l_{L}` is the expert's success
-    under `cap`, in mazes of the same layouts.
-    """
-    result = {}
-    for size, episodes in played.items():
-        published, wide = (SizeResult.of(episodes, steps) for steps in (cap, widest_cap(size)))
-        expert = SizeResult.of(expert_play(size, len(episodes.returns), layouts=layouts), cap)
-        name = f"r_{target_return:g}_l_{size}"
-        result |= {
-            f"{prefix}LifeTimeMean_{name}": float(published.lengths.mean()),
-            f"{prefix}ReturnsMax_{name}": float(published.returns.max()),
-            f"{prefix}ReturnsMean_{name}": float(published.returns.mean()),
-            f"{prefix}Success_rate_l_{size}": published.success_rate,
-            f"{prefix}Success_rate_l_{size}_expert_cap": wide.success_rate,
-            f"{prefix}Expert_success_rate_l_{size}": expert.success_rate,
-        }
-    return result

@@ -1,5 +1,7 @@
 """The evaluation protocol: caps, names, many sizes at once, the expert for comparison, twins."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -10,13 +12,14 @@ import torch
 from MinigridMemory.MinigridMemory_src import environment
 from MinigridMemory.MinigridMemory_src import evaluate as protocol
 from MinigridMemory.MinigridMemory_src.env import CUES, SPEC, MinigridMemoryVectorEnv, expert_cap
-from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT
-from MinigridMemory.MinigridMemory_src.evaluate import SizeResult, evaluation_seeds, expert_play, metrics
+from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT, Mazes
+from MinigridMemory.MinigridMemory_src.evaluate import SizeResult, evaluation_seeds, expert_play
 from MinigridMemory.MinigridMemory_src.expert import EXPERT_STREAM, Expert
 from RATE_model.acting import evaluation
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.controls import exchange_twins, knock_out_memory
 from RATE_model.acting.rollout import Episodes, rollout
+from RATE_model.environments.contract import Evaluation
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.state import SegmentState
 from tests.minigrid_runs import play
@@ -75,6 +78,16 @@ def seeing_model(mode: str):
     return model
 
 
+def metrics(played: dict[int, Episodes], *, cap: int = 96, layouts: str = "own", final: bool = False):
+    """The environment's metrics of a training that evaluates these sizes, at its end all of them."""
+    task = SimpleNamespace(eval_sizes=() if final else (*played,), final_sizes=(*played,))
+    episodes = len(next(iter(played.values())).returns)
+    evaluation = Evaluation(
+        ENVIRONMENT, small_model(spec=SPEC), Mazes(layouts=layouts, episode_timeout=cap), (0.96,), episodes=episodes
+    )
+    return ENVIRONMENT.metrics(played, evaluation, SimpleNamespace(task=task), final=final)
+
+
 # --- caps ---
 
 
@@ -131,7 +144,7 @@ def test_other_caps_and_layouts_are_evaluated(experts, monkeypatch):
         played = play(model, [91], episodes=12, layouts="published", episode_timeout=cap)
         assert same(played[91], expert_play(91, 12, layouts="published"))
         assert not same(played[91], expert_play(91, 12))
-        found = metrics(played, target_return=0.96, cap=cap, layouts="published")
+        found = metrics(played, cap=cap, layouts="published")
         rate = SizeResult.of(played[91], cap).success_rate
         assert found["Success_rate_l_91"] == found["Expert_success_rate_l_91"] == rate == (cap == 500)
         assert found["Success_rate_l_91_expert_cap"] == 1
@@ -146,7 +159,7 @@ def test_published_metric_names():
         rewards = np.array([0.5, 0.9, 0.0])
         return Episodes(rewards, np.array(lengths), rewards)
 
-    found = metrics({11: episodes(10, 20, 96), 91: episodes(100, 90, 196)}, target_return=0.96, prefix="FINAL_")
+    found = metrics({11: episodes(10, 20, 96), 91: episodes(100, 90, 196)}, final=True)
     expert = SizeResult.of(expert_play(91, 3), 96).success_rate
     expected = {
         "LifeTimeMean_r_0.96_l_11": 42, "ReturnsMax_r_0.96_l_11": 0.9, "ReturnsMean_r_0.96_l_11": 1.4 / 3,
