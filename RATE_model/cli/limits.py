@@ -35,13 +35,14 @@ class Range:
     below: float | None = None
 
     def check(self, value: float, *, flag: str) -> None:
-        """Raise a UserError that names the flag, the value and the limits for a value beyond them."""
-        limits = {"at least": (self.least, le), "above": (self.above, lt), "at most": (self.most, ge)}
-        limits = {
-            words: limit for words, limit in (limits | {"below": (self.below, gt)}).items() if limit[0] is not None
-        }
-        if not all(holds(bound, value) for bound, holds in limits.values()):
-            allowed = " and ".join(f"{words} {bound}" for words, (bound, _) in limits.items())
+        """Raise a UserError for a value beyond a limit, which it names; both limits of a half-open range."""
+        limits = {"at least": (self.least, le), "above": (self.above, lt)}
+        limits |= {"at most": (self.most, ge), "below": (self.below, gt)}
+        bounds = {words: bound for words, (bound, _) in limits.items() if bound is not None}
+        broken = {words: bound for words, bound in bounds.items() if not limits[words][1](bound, value)}
+        if broken:
+            named = bounds if "below" in bounds else broken
+            allowed = " and ".join(f"{words} {bound}" for words, bound in named.items())
             raise UserError(f"--{flag} {value}: must be {allowed}")
 
 

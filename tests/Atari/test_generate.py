@@ -166,7 +166,7 @@ def test_file_names_contain_all_settings(tmp_path, monkeypatch):
     ("flags", "message"),
     [
         ("--game Brakeout", "any ALE game works with --game"),
-        ("--mix 0.5 1.5", "--mix 1.5: must be at least 0 and at most 1"),
+        ("--mix 0.5 1.5", "--mix 1.5: must be at most 1"),
         ("--transitions 0", "--transitions 0: must be at least 1"),
         ("--episode_steps 0", "--episode_steps 0: must be at least 1"),
         ("--data_sticky 1", "--data_sticky 1"),
