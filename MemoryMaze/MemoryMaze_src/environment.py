@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -31,7 +30,6 @@ from RATE_model.cli.options import Boolean, changeable
 from RATE_model.cli.settings import PUBLISHED_TRAINING, ImageExperimentConfig, PlayOptions, SegmentOptions
 from RATE_model.data.mirror import Mirror
 from RATE_model.environments.contract import Case, Environment, Evaluation, TrainingData
-from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.processes import available_cores
 
 
@@ -111,10 +109,6 @@ class MemoryMaze(Environment):
     episode_counts = range(1, protocol.MAX_EPISODES + 1)
     data_seeds = range(FIRST_DATA_SEED, SEED_LIMIT)
     bookkeeping = ("random", "player")
-
-    def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
-        """Images, six actions."""
-        return replace(SPEC, conv_channels=tuple(flags.get("conv_channels", SPEC.conv_channels)))
 
     def check_packages(self) -> None:
         """Raise a UserError without the package memory-maze."""

@@ -33,7 +33,6 @@ from RATE_model.data.batch import Batch, Share
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
 from RATE_model.errors import UserError
-from RATE_model.spec import EnvironmentSpec
 
 # The expert, after looking into the northern arm, steps into it or turns round and steps into the other.
 FORK_STEPS = 3
@@ -125,10 +124,6 @@ class MinigridMemory(Environment):
     data_seeds = range(FIRST_SEED, 2**31)
     twins = ("cue", CUES)
     outcome = "success"
-
-    def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
-        """Small images, three actions."""
-        return SPEC
 
     def check_packages(self) -> None:
         """Raise a UserError without the package minigrid."""

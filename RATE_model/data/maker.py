@@ -175,6 +175,13 @@ class DataMaker(ABC, Generic[Options]):
         """Whether training has to make the file."""
         return self.source(options) is None and not self.path(options).exists()
 
+    def check(self, options: Options) -> bool:
+        """Whether training has to make the file. Raises a UserError if it or what the flags name cannot be had."""
+        self.check_named(options)
+        if missing := self.is_missing(options):
+            check_writable(self.path(options))
+        return missing
+
     def ensure(self, options: Options) -> Path:
         """The file to train on, made or converted if missing.
 

@@ -5,7 +5,7 @@ line in pyproject.toml adds it to the table of environments. Only these members 
 
     name, scripts                          its names
     config, play_options                   its flags: for training, and for playing
-    spec                                   its observations and actions
+    spec                                   its observations and actions, if no `maker` says so
     load                                   its data, made if missing
     make                                   one Gymnasium environment
     data_seeds, first_seed                 disjoint seeds of the data and of evaluation episodes
@@ -20,7 +20,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -243,9 +243,15 @@ class Environment(ABC):
 
     # --- required ---
 
-    @abstractmethod
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
-        """Its observations and actions. `flags` are those of a run, flat; empty for a checkpoint without a run."""
+        """Its observations and actions. `flags` are those of a run, flat; empty for a checkpoint without a run.
+
+        By default those of the `maker`, with the flags' image encoder.
+        """
+        if self.maker is None:
+            raise NotImplementedError(f"{self.name} has no maker: define spec")
+        channels = flags.get("conv_channels", self.maker.spec.conv_channels)
+        return replace(self.maker.spec, conv_channels=tuple(channels))
 
     @abstractmethod
     def load(self, config: Any) -> TrainingData:
@@ -290,9 +296,12 @@ class Environment(ABC):
         return config.model.name_parts, ()
 
     def check(self, config: Any) -> None:
-        """Raise a UserError for what would fail later, before any data is made. By default: a missing package."""
-        acts = config.task.online_inference or config.task.last_inference
-        if acts or (self.maker is not None and self.maker.is_missing(config.data)):
+        """Raise a UserError for what would fail later, before any data is made.
+
+        By default: data that does not exist, a folder that it cannot be written to, or a missing package.
+        """
+        makes = self.maker is not None and self.maker.check(config.data)
+        if makes or config.task.online_inference or config.task.last_inference:
             self.check_packages()
 
     def check_packages(self) -> None:  # noqa: B027  there may be nothing to check
@@ -401,17 +410,24 @@ class Environment(ABC):
         """Options for the environments' reset, for episodes of these seeds, (E,) each."""
         return {}
 
-    def play(self, evaluation: Evaluation, acting: Acting, *, twins: bool = False) -> dict[Case, Episodes]:
-        """Play the episodes of all cases. With `twins`, every seed is played with both values of the twins' option."""
+    def episodes(self, evaluation: Evaluation, *, twins: bool) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+        """Seeds (E,) of the episodes of a case, and options (E,) of the environments' reset.
+
+        With `twins`, every seed is played with both values of the twins' option.
+        """
         seeds = self.seeds(evaluation.episodes)
         options = self.reset_options(seeds, evaluation.options)
-        if twins:
-            if self.twins is None:
-                raise UserError(f"{self.name} has no twins: no two episodes differ only in what has to be remembered")
-            name, values = self.twins
-            options = {other: np.repeat(given, 2) for other, given in options.items()}
-            options[name] = np.tile(np.array(values), len(seeds))
-            seeds = np.repeat(seeds, 2)
+        if not twins:
+            return seeds, options
+        if self.twins is None:
+            raise UserError(f"{self.name} has no twins: no two episodes differ only in what has to be remembered")
+        name, values = self.twins
+        options = {other: np.repeat(given, 2) for other, given in options.items()}
+        return np.repeat(seeds, 2), options | {name: np.tile(np.array(values), len(seeds))}
+
+    def play(self, evaluation: Evaluation, acting: Acting, *, twins: bool = False) -> dict[Case, Episodes]:
+        """Play the episodes of all cases; see `episodes`."""
+        seeds, options = self.episodes(evaluation, twins=twins)
         return play_cases(
             evaluation.agent,
             evaluation.cases,

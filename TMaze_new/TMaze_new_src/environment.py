@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,6 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 from torch.nn import functional as F
 
-from RATE_model.acting.evaluation import Acting, play_cases
 from RATE_model.acting.rollout import BatchActor, Episodes
 from RATE_model.agent import Agent
 from RATE_model.cli.limits import MAX_EPISODE_STEPS, Count, EpisodeSteps, Range
@@ -194,22 +193,12 @@ class TMaze(Environment):
         """In chains of junctions, every second episode is the twin of the one before it."""
         return {"flip": np.arange(len(seeds)) % 2 == 1} if options.is_chain else {}
 
-    def play(self, evaluation: Evaluation, acting: Acting, *, twins: bool = False) -> dict[int, Episodes]:
+    def episodes(self, evaluation: Evaluation, *, twins: bool) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
         """As in every environment. Chains consist of twins already; with `twins` there are twice as many episodes."""
         if not evaluation.options.is_chain:
-            return super().play(evaluation, acting, twins=twins)
+            return super().episodes(evaluation, twins=twins)
         seeds = protocol.twin_seeds(evaluation.episodes * (2 if twins else 1))
-        return play_cases(
-            evaluation.agent,
-            evaluation.cases,
-            partial(self.vector, options=evaluation.options),
-            seeds=seeds,
-            acting=acting,
-            options=self.reset_options(seeds, evaluation.options),
-            compact=not twins,
-            player=partial(self.player, evaluation),
-            description=self.name,
-        )
+        return seeds, self.reset_options(seeds, evaluation.options)
 
     def picture(self, environments: VectorEnv, row: int) -> np.ndarray:
         """The corridor, and where the agent is."""

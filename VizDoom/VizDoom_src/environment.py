@@ -21,8 +21,6 @@ from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.mirror import Mirror
 from RATE_model.environments.contract import Case, Environment, Evaluation, TrainingData
 from RATE_model.errors import UserError
-from RATE_model.spec import EnvironmentSpec
-from RATE_model.system.processes import check_writable
 from RATE_model.training.curriculum import parse_stages
 from VizDoom.VizDoom_src import evaluate as protocol
 from VizDoom.VizDoom_src import pictures
@@ -147,17 +145,9 @@ class ViZDoomTwoColors(Environment):
         graphics = recorded.get("graphics") if variant == trained else None
         return {**recorded, "graphics": graphics or GRAPHICS.get(variant)}
 
-    def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
-        """Images, five actions."""
-        return replace(SPEC, conv_channels=tuple(flags.get("conv_channels", SPEC.conv_channels)))
-
     def check(self, config: Config) -> None:
-        """Report unwritable data folders, and a missing package or graphics, which acting and making data need."""
+        """As in every environment; also missing graphics, which acting needs."""
         super().check(config)
-        DATA.check_named(config.data)
-        path = DATA.path(config.data)
-        if config.data.data_path is None and not path.exists():
-            check_writable(path)
         if config.task.online_inference or config.task.last_inference:
             ensure_graphics(config.data.scenario)
 
