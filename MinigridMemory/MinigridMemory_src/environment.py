@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from RATE_model.cli.limits import Steps
 from RATE_model.cli.options import Boolean, changeable
 from RATE_model.cli.settings import PUBLISHED_TRAINING, CurriculumOptions, ExperimentConfig, PlayOptions, SegmentOptions
 from RATE_model.data.batch import Batch, Share
-from RATE_model.data.dataset import WindowDataset
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
 from RATE_model.errors import UserError
 
@@ -132,18 +130,14 @@ class MinigridMemory(Environment):
     def load(self, config: Config) -> TrainingData:
         """Windows for a stage of s segments: the episodes that fit, padded; at least ten batches per stage."""
         context, most = config.context_length, config.segments
-        sides = load_windows(self.files(config), size=most * context, learn=config.data.learn)
-        lengths, held_out = (side.windows[:, 2] for side in sides)
+        training, validation = load_windows(self.files(config), size=most * context, learn=config.data.learn)
+        lengths, held_out = (side.windows[:, 2] for side in (training, validation))
         enough = np.sort(lengths)[min(10 * config.train.batch_size, len(lengths)) - 1]
         shortest = max(enough, held_out.min())
         stages = range(max(1, -(-int(shortest) // context)), most + 1)
-
-        @lru_cache
-        def windows(segments: int) -> tuple[WindowDataset, WindowDataset]:
-            training, validation = (side.up_to(segments * context) for side in sides)
-            return training, validation
-
-        return TrainingData(windows, stages, SPEC)
+        return TrainingData(
+            lambda segments: (training.up_to(segments * context), validation.up_to(segments * context)), stages, SPEC
+        )
 
     def batch_metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor | Share]:
         """Accuracy over all steps, and the share of episodes with all steps at the fork right, which need memory."""

@@ -21,7 +21,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -63,7 +63,7 @@ class TrainingData:
     """The data of one run.
 
     Attributes:
-        windows: number of segments -> the training and validation windows of that stage.
+        windows: number of segments -> the training and validation windows of that stage; kept.
         stages: numbers of segments of the stages, ascending; without a curriculum only the last one is used.
         before: segments and epochs of stages before these.
         spec: observations and actions; its normalisation may come from the data.
@@ -79,6 +79,9 @@ class TrainingData:
     transform: BatchTransform | None = None
     final_tokens: int | None = None
     prepare: Callable[[Path], None] = no_preparation
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "windows", lru_cache(self.windows))
 
     @classmethod
     def of_one_stage(

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -143,7 +142,6 @@ class TMaze(Environment):
         """Windows for a stage of s segments: whole episodes of min_n_final to s segments, padded to s."""
         paths, spec = self.files(config), config.data.spec
 
-        @lru_cache
         def windows(segments: int) -> tuple[WindowDataset, WindowDataset]:
             files = paths[: segments - config.data.min_n_final + 1]
             return load_windows(files, size=segments * config.context_length, spec=spec)

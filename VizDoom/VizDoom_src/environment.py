@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from RATE_model.cli.evaluation import flags_of
 from RATE_model.cli.limits import Count
 from RATE_model.cli.options import Boolean, changeable
 from RATE_model.cli.settings import PUBLISHED_TRAINING, ImageExperimentConfig, PlayOptions, SegmentOptions
-from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.mirror import Mirror
 from RATE_model.environments.contract import Case, Environment, Evaluation, TrainingData
 from RATE_model.errors import UserError
@@ -158,15 +156,10 @@ class ViZDoomTwoColors(Environment):
     def load(self, config: Config) -> TrainingData:
         """Whole episodes; in earlier stages, their first segments."""
         task, context = config.task, config.context_length
-        sides = load_windows(self.files(config), size=config.segments * context, learn=config.data.learn)
-
-        @lru_cache
-        def windows(segments: int) -> tuple[WindowDataset, WindowDataset]:
-            training, validation = (side.cut_to(segments * context) for side in sides)
-            return training, validation
-
+        whole = config.segments * context
+        training, validation = load_windows(self.files(config), size=whole, learn=config.data.learn)
         return TrainingData(
-            windows,
+            lambda segments: (training.cut_to(segments * context), validation.cut_to(segments * context)),
             [config.segments],
             replace(SPEC, conv_channels=config.image.conv_channels),
             before=parse_stages(task.stages, config.segments, flag="stages"),
