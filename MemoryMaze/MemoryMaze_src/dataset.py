@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -35,8 +35,8 @@ if __name__ == "__main__":  # started as a script
 import numpy as np
 
 from MemoryMaze.MemoryMaze_src.env import SPEC, Size
-from MemoryMaze.MemoryMaze_src.generate import DEFAULT_MIX, EXPERTS_VERSION, Recipe, generate
-from RATE_model.cli.limits import Range, Steps
+from MemoryMaze.MemoryMaze_src.generate import DEFAULT_MIX, EXPERTS_VERSION, PlayerOfMix, Recipe, generate
+from RATE_model.cli.limits import Check, Probability, Range, Steps
 from RATE_model.cli.local_settings import configured_folder
 from RATE_model.cli.options import changeable
 from RATE_model.data.maker import DAggerOptions, DataMaker, split_datasets
@@ -77,10 +77,10 @@ class DataOptions(DAggerOptions):
     # Steps per episode
     steps: Steps = 1000
     # Players, as EXPERT:NOISE:SHARE; NOISE is the probability of a random action, SHARE the share of episodes
-    mix: tuple[str, ...] = DEFAULT_MIX
+    mix: Annotated[tuple[str, ...], Check(PlayerOfMix.of)] = DEFAULT_MIX
     # Share of the time in which the players walk to a random ball, maybe the target: expert data with perturbations
     # (DART)
-    perturbation: float = 0.0
+    perturbation: Probability = 0.0
     # Targets at every step: recorded = the action taken, expert = the action that the player would have taken without
     # errors. Files hold both
     learn: Learn = "recorded"
@@ -103,7 +103,8 @@ class DataOptions(DAggerOptions):
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
         super().validate()
-        replace(self, driver=None).recipe()  # whether the driver exists is checked when it is loaded
+        if not self.mix:
+            raise UserError("--mix: name at least one player, such as explorer:0.1:1")
 
     def recipe(self) -> Recipe:
         """The recipe of the data."""

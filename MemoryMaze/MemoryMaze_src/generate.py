@@ -22,12 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from MemoryMaze.MemoryMaze_src.env import EPISODE_STEPS, NAME, OBSERVATION_SHAPE, MemoryMazeEnv, check_size, env_id
+from MemoryMaze.MemoryMaze_src.env import EPISODE_STEPS, NAME, OBSERVATION_SHAPE, MemoryMazeEnv, env_id
 from MemoryMaze.MemoryMaze_src.experts import EXPERTS, expert
 from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
 from MemoryMaze.MemoryMaze_src.privileged import PrivilegedRecorder
 from RATE_model.acting.driver import DriverChoice, driver_attributes
-from RATE_model.cli.limits import at_least, at_most
 from RATE_model.data.maker import Drive, record
 from RATE_model.data.parts import Job, make_in_parts
 from RATE_model.data.writer import TrajectoryWriter
@@ -60,41 +59,28 @@ class PlayerOfMix:
     share: float
 
     @classmethod
-    def of(cls, text: str) -> PlayerOfMix:
-        """The player that ``EXPERT:NOISE:SHARE`` describes. Raises a `UserError` that names ``--mix``."""
+    def of(cls, text: str, *, flag: str = "mix") -> PlayerOfMix:
+        """The player that ``EXPERT:NOISE:SHARE`` describes. Raises a `UserError` that names the flag."""
         kind, *numbers = text.split(":")
         with contextlib.suppress(ValueError):
             noise, share = (float(number) for number in numbers)
             if kind in EXPERTS and 0 <= noise <= 1 and 0 < share < float("inf"):
                 return cls(kind, noise, share)
         raise UserError(
-            f"--mix {text}: must be EXPERT:NOISE:SHARE, such as explorer:0.1:1, with EXPERT {' or '.join(EXPERTS)}, "
+            f"--{flag} {text}: must be EXPERT:NOISE:SHARE, such as explorer:0.1:1, with EXPERT {' or '.join(EXPERTS)}, "
             "NOISE between 0 and 1 and SHARE above 0"
         )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a dataset depends on except its number of episodes.
-
-    Raises:
-        UserError: there is no such size, a number is out of range, or a player's description is invalid.
-    """
+    """Everything a dataset depends on except its number of episodes."""
 
     size: int = 9  # cells of a side
     steps: int = EPISODE_STEPS[9]  # of every episode
     mix: tuple[str, ...] = DEFAULT_MIX  # players, as EXPERT:NOISE:SHARE
     perturbation: float = 0.0  # share of time in which players walk to a random ball
     driver: DriverChoice | None = None  # the agent that moves while the players label
-
-    def __post_init__(self) -> None:
-        check_size(self.size)
-        at_least(1, steps=self.steps)
-        at_least(0, perturbation=self.perturbation)
-        at_most(1, perturbation=self.perturbation)
-        if not self.mix:
-            raise UserError("--mix: name at least one player, such as explorer:0.1:1")
-        _ = self.players
 
     @property
     def players(self) -> tuple[PlayerOfMix, ...]:

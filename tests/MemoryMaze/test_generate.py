@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from MemoryMaze.MemoryMaze_src import generate as generating
+from MemoryMaze.MemoryMaze_src.dataset import DataOptions
 from MemoryMaze.MemoryMaze_src.env import MemoryMazeEnv
 from MemoryMaze.MemoryMaze_src.generate import DEFAULT_MIX, FIRST_DATA_SEED, PlayerOfMix, Recipe, generate, play
 from RATE_model.data.trajectories import TrajectoryFile
@@ -129,7 +130,7 @@ def test_players_alternate_by_their_shares():
 )
 def test_bad_recipes_are_named(arguments, message):
     with pytest.raises(UserError, match=message):
-        Recipe(**arguments)
+        DataOptions(**arguments).validate()
 
 
 def test_file_is_replaced_only_on_request(tasks, tmp_path):
