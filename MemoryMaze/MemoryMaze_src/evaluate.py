@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from MemoryMaze.MemoryMaze_src.env import DEFAULT_SIZE, MemoryMazeEnv
-from MemoryMaze.MemoryMaze_src.generate import EXPERTS_VERSION, PlayerOfMix
+from MemoryMaze.MemoryMaze_src.generate import EXPERTS_VERSION, PlayerOfMix, simulation
 from MemoryMaze.MemoryMaze_src.generate import play as play_expert
 from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
 from RATE_model.acting.players import Row, play_players
@@ -62,11 +62,15 @@ def player_returns(
         UserError: the package is missing.
     """
     maze_tasks()  # fails here, not in a worker, if the package is missing
-    play = functools.partial(_play, size, steps)
-    made, folder = (EXPERTS_VERSION, size, steps), cache.directory("memory_maze")
-    return play_players([player], evaluation_seeds(episodes), play, made=made, folder=folder, workers=workers)[
-        player
-    ].returns
+    found = play_players(
+        [player],
+        evaluation_seeds(episodes),
+        functools.partial(_play, size, steps),
+        made=(EXPERTS_VERSION, simulation(), size, steps),
+        folder=cache.directory("memory_maze"),
+        workers=workers,
+    )
+    return found[player].returns
 
 
 class UnrenderedMaze(MemoryMazeEnv):

@@ -110,7 +110,6 @@ class Recipe:
 def generate(recipe: Recipe, episodes: int, path: Path, *, overwrite: bool = False, workers: int | None = None) -> Path:
     """Make a file of trajectories; see `DataMaker.make`."""
     maze_tasks()  # fails here, not in a worker, if a package is missing
-    versions = {name: importlib.metadata.version(name) for name in ("memory-maze", "dm_control", "mujoco", "labmaze")}
     job = Job(
         functools.partial(play_part, recipe),
         layout={
@@ -124,7 +123,7 @@ def generate(recipe: Recipe, episodes: int, path: Path, *, overwrite: bool = Fal
             "mix": list(recipe.mix),
             "experts": EXPERTS_VERSION,
             "infos": INFOS_VERSION,
-            "simulation": versions,
+            "simulation": simulation(),
             **driver_attributes(recipe.driver),
         },
         episodes_per_part=PART,
@@ -136,6 +135,11 @@ def generate(recipe: Recipe, episodes: int, path: Path, *, overwrite: bool = Fal
         "last_seed": recipe.first_seed + episodes - 1,
     }
     return make_in_parts(job, episodes, path, attributes=attributes, overwrite=overwrite, workers=workers)
+
+
+def simulation() -> dict[str, str]:
+    """The versions of the packages that an episode depends on."""
+    return {name: importlib.metadata.version(name) for name in ("memory-maze", "dm_control", "mujoco", "labmaze")}
 
 
 def play_part(recipe: Recipe, writer: TrajectoryWriter, first: int, count: int) -> None:
