@@ -159,7 +159,8 @@ def test_a_model_plays_real_mazes():
 
 
 @pytest.mark.usefixtures("tasks")
-def test_baselines_play_the_same_mazes_without_rendering():
+def test_baselines_play_the_same_mazes_without_rendering(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert set(PLAYERS) == {"random", "explorer", "planner"}
     returns = player_returns("planner", episodes=2, steps=120, workers=1)
     drawn = []
