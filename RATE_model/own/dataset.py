@@ -153,7 +153,7 @@ class Dataset:
     ) -> Dataset:
         """From a folder of .npz files with the usual array names, each with one episode, or several with marked ends.
 
-        Arrays called ``infos/NAME`` are privileged.
+        Arrays called ``infos/NAME`` are privileged; those called ``observations/NAME`` are the parts of a dict.
 
         Raises:
             UserError: there are no files, or one is damaged or has other content.
@@ -346,7 +346,10 @@ def _npz(path: Path) -> list[dict[str, Any]]:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"'{path}' cannot be read; it is damaged, or not a file of arrays ({error})") from None
-    episode = {key: arrays[name] for key, names in _KEYS.items() for name in names if name in arrays}
+    episode: dict[str, Any] = {key: arrays[name] for key, names in _KEYS.items() for name in names if name in arrays}
+    for beginning in (f"{name}/" for name in _KEYS["observations"]):  # of a dict
+        if parts := {name.removeprefix(beginning): arrays[name] for name in arrays if name.startswith(beginning)}:
+            episode["observations"] = parts
     marks = {key: arrays[name] for key, names in _MARKS.items() for name in names if name in arrays}
     infos = {name.removeprefix(PREFIX): values for name, values in arrays.items() if name.startswith(PREFIX)}
     if missing := [key for key in _KEYS if key not in episode]:
@@ -364,11 +367,16 @@ def _npz(path: Path) -> list[dict[str, Any]]:
         return [episode | {"infos": infos} | {key: bool(values[-1]) for key, values in flags.items()}]
     pieces = zip([0, *stops[:-1]], stops, strict=True)
     return [
-        {key: values[start:stop] for key, values in episode.items()}
+        {key: _some(values, slice(start, stop)) for key, values in episode.items()}
         | {"infos": {name: values[start:stop] for name, values in infos.items()}}
         | {key: bool(values[stop - 1]) for key, values in flags.items()}
         for start, stop in pieces
     ]
+
+
+def _some(values: Any, steps: slice) -> Any:
+    """Some steps of an array, or of a dict of them."""
+    return {name: part[steps] for name, part in values.items()} if isinstance(values, dict) else values[steps]
 
 
 def _episode(environment: gymnasium.Env, policy: Callable[[Any], Any], seed: int) -> dict[str, Any]:

@@ -47,6 +47,26 @@ def test_every_source_gives_the_same_steps(tmp_path):
         assert_same(Dataset.open(tmp_path / source), dataset)
 
 
+def test_npz_files_may_hold_the_parts_of_dicts(tmp_path):
+    """One episode a file, or several with marked ends."""
+    made = episodes()
+    parts = [
+        episode | {"observations": dict(zip("ab", episode["observations"].T[..., None], strict=True))}
+        for episode in made
+    ]
+    dataset = Dataset.from_episodes(parts)
+    named = [{f"observations/{name}": part for name, part in one["observations"].items()} for one in parts]
+    columns = [{name: one[name] for name in ("actions", "rewards")} for one in made]
+    (tmp_path / "flat").mkdir()
+    for number, (observations, rest) in enumerate(zip(named, columns, strict=True)):
+        np.savez(tmp_path / f"episode_{number:02d}.npz", **observations, **rest)
+    assert_same(Dataset.from_npz(tmp_path), dataset)
+    flat = {name: np.concatenate([one[name] for one in named]) for name in named[0]}
+    flat |= {name: np.concatenate([one[name] for one in columns]) for name in columns[0]}
+    np.savez(tmp_path / "flat" / "all.npz", **flat, dones=np.arange(12 * STEPS) % STEPS == STEPS - 1)
+    assert_same(Dataset.from_npz(tmp_path / "flat"), dataset)
+
+
 def test_other_names_and_one_observation_more_are_understood():
     other = [
         {
@@ -163,6 +183,30 @@ def test_minari_keeps_images_and_metadata(tmp_path, monkeypatch):
     assert again.metadata["algorithm_name"] == "random"
     with pytest.raises(UserError, match="already contains a Minari dataset"):
         dataset.to_minari("mine/pictures-v0")
+
+
+def test_minari_may_hold_dicts_of_images(tmp_path):
+    """As others write them: a group for the dict, and one observation more than actions."""
+    rng = np.random.default_rng(0)
+    made = [
+        {"observations": {"camera": rng.integers(256, size=(4, 40, 48, 3), dtype="uint8"), "place": rng.random((4, 2))},
+         "actions": rng.integers(2, size=4), "rewards": np.ones(4)}
+        for _ in range(3)
+    ]  # fmt: skip
+    dataset = Dataset.from_episodes(made)
+    assert dataset.observations.images == ((3, 40, 48),)
+    folder = dataset.to_minari(tmp_path / "minari")
+    with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+        for number, episode in enumerate(made):
+            del file[f"episode_{number}/observations"]
+            for name, values in episode["observations"].items():
+                file[f"episode_{number}/observations/{name}"] = np.concatenate([values, values[-1:]])
+    described = json.loads((folder / "data" / "metadata.json").read_text())
+    described.pop("observation_space")  # the spaces follow from the data
+    (folder / "data" / "metadata.json").write_text(json.dumps(described))
+    again = Dataset.from_minari(folder)
+    assert again.observations.images == dataset.observations.images
+    np.testing.assert_array_equal(again.trajectories.load()[0], dataset.trajectories.load()[0])
 
 
 def test_a_damaged_minari_dataset_is_named(tmp_path):
