@@ -266,8 +266,7 @@ class Memory(nn.Module, ABC):
         can_slide: whether `StepOptions.window` and `StepOptions.slide` have an effect.
         trains_encoders: False for a memory without gradients; encoders keep their initial weights.
         keeps_data: True for a memory that stores training data; call its `store_shown` after every window.
-        recordable: True if `decide`, given steps that are all valid, reads nothing from a GPU and copies nothing to it,
-            so that training can be recorded as a CUDA graph.
+        recordable: True if `decide` on valid steps neither reads from a GPU nor copies to it (for CUDA graphs).
     """
 
     sees_actions: ClassVar[bool] = True
