@@ -22,8 +22,7 @@ A block of memory tokens is a piece of its own. Its tokens also see columns to t
 `wrap_around`, which are part of the same table.
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -42,6 +41,8 @@ from RATE_model.system.products import linear
 _COLUMNS = 32
 # ... and in acting at multiples of this, the float32 numbers in a register of AVX-512: softmax is slow on fewer.
 _LANES = 16
+# Widths whose weights acting keeps.
+_WIDTHS = 8
 # A piece has columns up to this far to the right of its last row.
 AHEAD = _COLUMNS
 # Scores of a block. In float32 they are to stay in the cache; in bfloat16 products are so fast that calls count more.
@@ -67,6 +68,10 @@ class Piece:
     cached: int
     heads: int
     wrap: int | None = None  # of a block of memory tokens: the farthest of the distances that wrap around
+    # In acting, scores begin this many distances before the farthest, and `padding` numbers are left over at the end of
+    # a row, so that weights depend on the width alone.
+    ahead: int = 0
+    padding: int | None = None
 
     @property
     def width(self) -> int:
@@ -85,18 +90,18 @@ class Piece:
 
     @property
     def farthest(self) -> int:
-        """The distance from the last row to the first column."""
-        return self.cached + self.rows.start + self.spread - self.columns.start
+        """The first of the distances: that from the last row to the first column, or `ahead` more."""
+        return self.cached + self.rows.start + self.spread - self.columns.start + self.ahead
 
     @property
     def scores(self) -> int:
         """How many numbers a row of scores by distance has."""
-        return self.heads * self.width + self.stride
+        return self.heads * self.width + (self.stride if self.padding is None else self.padding)
 
     @property
     def own(self) -> slice:
         """Where the rows of a block of memory tokens are among the columns."""
-        first = self.farthest - self.spread
+        first = self.farthest - self.ahead - self.spread
         return slice(first, first + self.count)
 
     @property
@@ -129,8 +134,8 @@ class Piece:
     def weights(self, weight: Tensor, bias: Tensor, farthest: int) -> list[Tensor]:
         """Weight `(scores, d_model)` and bias `(scores,)` of scores by distance; of a block of memory tokens also those
         of the distances that wrap around."""
-        weight_bias = [weight, bias.unsqueeze(-1)]
-        found = [F.pad(self.near(part, farthest).flatten(0, 1), (0, 0, 0, self.stride)) for part in weight_bias]
+        weight_bias, padding = [weight, bias.unsqueeze(-1)], self.scores - self.heads * self.width
+        found = [F.pad(self.near(part, farthest).flatten(0, 1), (0, 0, 0, padding)) for part in weight_bias]
         if self.wrap is not None:
             found += [self.wrapped(part, farthest).flatten(0, 1) for part in weight_bias]
         found[1::2] = [part.squeeze(-1) for part in found[1::2]]
@@ -138,9 +143,9 @@ class Piece:
 
     def by_column(self, by_distance: Tensor) -> Tensor:
         """Scores by distance `(B * r, scores)`, read by column: a view `(B, r, n_head, k)`."""
-        shape = (self.count, self.heads, self.width)
-        by_trajectory = by_distance.view(-1, self.count * self.scores)
-        return by_trajectory[:, self.spread : self.spread + math.prod(shape)].unflatten(1, shape)
+        shape = (len(by_distance) // self.count, self.count, self.heads, self.width)
+        strides = (self.count * self.scores, self.scores - self.stride, self.width, 1)
+        return by_distance.as_strided(shape, strides, by_distance.storage_offset() + self.spread + self.ahead)
 
     def room(self, batch: int, like: Tensor) -> Tensor:
         """For scores by distance `(batch * r, scores)`, to be filled by column: what no column covers is zero."""
@@ -150,12 +155,16 @@ class Piece:
         by_trajectory[:, -self.stride :] = 0
         return room
 
-    def hide(self, scores: Tensor) -> None:
-        """Set later columns of scores `(B, r, n_head, k)` to -inf, and those to the right of a block."""
+    def hide(self, scores: Tensor) -> Tensor:
+        """A copy of scores `(B, r, n_head, k)` with -inf in later columns, and in those to the right of a block."""
         first, stride = (self.own.start + 1, self.stride) if self.wrap is None else (self.own.stop, 0)
+        start = first // _COLUMNS * _COLUMNS
+        if first < self.width and (self.width - start) % _COLUMNS:  # sums over so few columns are slow
+            return (scores + _later(self.count, self.width, first, stride, scores.dtype, self.heads)).contiguous()
+        scores = scores.contiguous()
         if first < self.width:
-            start = first // _LANES * _LANES  # sums of fewer columns, or of others, are slow
             scores[..., start:].add_(_later(self.count, self.width - start, first - start, stride, scores.dtype))
+        return scores
 
     def blocks(self, batch: int, dtype: torch.dtype) -> Iterator[slice]:
         """Trajectories that are computed together; each of torch's threads has a cache of its own."""
@@ -165,17 +174,19 @@ class Piece:
 
 
 @lru_cache(maxsize=256)
-def _later(rows: int, columns: int, seen: int, stride: int, dtype: torch.dtype) -> Tensor:
-    """-inf in columns `(rows, 1, columns)` that are later than a row, else 0; row i may see `seen + stride * i`."""
+def _later(rows: int, columns: int, seen: int, stride: int, dtype: torch.dtype, heads: int = 1) -> Tensor:
+    """-inf in columns `(rows, heads, columns)` that are later than a row, else 0; row i may see `seen + stride * i`."""
     later = torch.arange(columns) >= seen + stride * torch.arange(rows)[:, None]
-    return torch.zeros(later.shape, dtype=dtype).masked_fill(later, float("-inf"))[:, None]
+    later = later[:, None].expand(-1, heads, -1)
+    return torch.zeros(later.shape, dtype=dtype).masked_fill(later, float("-inf"))
 
 
 @lru_cache(maxsize=256)
 def acting_piece(start: int, count: int, columns: int, heads: int, wrap: int | None = None) -> Piece:
-    """For `act`: `count` rows from `start` on, among `columns` columns, of which it takes what it needs."""
+    """For `ActingAttention`: `count` rows from `start` on, among `columns` columns, of which it takes what it needs."""
     seen = min(-(-(start + count) // _LANES) * _LANES, columns)
-    return Piece(slice(start, start + count, 1), count, slice(0, seen), 0, heads, wrap)
+    ahead = seen - start - count
+    return Piece(slice(start, start + count, 1), count, slice(0, seen), 0, heads, wrap, ahead=ahead, padding=_LANES)
 
 
 def pieces(layout: Layout, *, last: bool, heads: int, wrap: int) -> list[Piece]:
@@ -323,32 +334,43 @@ def _look(tokens: Tensor, keys: Tensor, weights: list[Tensor], piece: Piece) -> 
         `(B, r * n_head, d_model)` and `(B, r * n_head, columns)`.
     """
     queries = linear(tokens, *weights[:2]).view(len(keys), -1, keys.shape[-1])
-    scores = piece.by_column(linear(tokens, *weights[2:4])).contiguous()
+    scores = piece.hide(piece.by_column(linear(tokens, *weights[2:4])))
     if piece.wrap is not None:
         own = scores[..., piece.own]
         far = shifted(linear(tokens, *weights[4:]).view(own.shape))
         own.copy_(torch.where(piece.right, far, own))
-    piece.hide(scores)
     scores = scores.view(*queries.shape[:2], piece.width)
     return queries, scores.baddbmm_(queries, keys.transpose(1, 2)).softmax(-1)
 
 
-def act(tokens: Tensor, states: Tensor, weights: tuple[Tensor, ...], piece: Piece, farthest: int) -> Tensor:
+class ActingAttention:
     """`BlockAttention` of one piece in one block, without gradients or dropout, for acting.
 
     Args:
-        tokens: `(B, r, d_model)`, the rows of the piece.
-        states: `(B, k, d_model)`, at least the columns of the piece.
         weights, farthest: as `BlockAttention.apply` has them.
-
-    Returns:
-        `(B, r, d_model)`.
     """
-    content_weight, content_bias, weight, bias, output_weight = weights
-    rows, keys = tokens.flatten(0, 1), piece.keys(states)
-    _, probabilities = _look(rows, keys, [content_weight, content_bias, *piece.weights(weight, bias, farthest)], piece)
-    context = torch.bmm(probabilities, keys).view(len(rows), -1)
-    return linear(context, output_weight).view_as(tokens)
+
+    def __init__(self, weights: tuple[Tensor, ...], farthest: int) -> None:
+        *self._queries, self._weight, self._bias, self._output = weights
+        self._farthest = farthest
+        self._held: dict[Hashable, list[Tensor]] = {}
+
+    def __call__(self, tokens: Tensor, states: Tensor, piece: Piece) -> Tensor:
+        """Attention of `tokens` `(B, r, d_model)`, the rows of the piece, to `states` `(B, k, d_model)`, at least its
+        columns: `(B, r, d_model)`."""
+        rows, keys = tokens.flatten(0, 1), piece.keys(states)
+        _, probabilities = _look(rows, keys, [*self._queries, *self._of(piece)], piece)
+        context = torch.bmm(probabilities, keys).view(len(rows), -1)
+        return linear(context, self._output).view_as(tokens)
+
+    def _of(self, piece: Piece) -> list[Tensor]:
+        """`piece.weights`, which are the same for all pieces of a width."""
+        key = piece.width, piece.wrap, piece.wrap is not None and piece.count
+        if key not in self._held:
+            if len(self._held) == _WIDTHS:
+                self._held.clear()
+            self._held[key] = piece.weights(self._weight, self._bias, self._farthest)
+        return self._held[key]
 
 
 def by_distance(

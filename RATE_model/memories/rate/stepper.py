@@ -28,7 +28,7 @@ from torch import Tensor
 
 from RATE_model.memories.contract import StepOptions, Stepper
 from RATE_model.memories.rate.attention import Keys
-from RATE_model.memories.rate.blocks import act, acting_piece
+from RATE_model.memories.rate.blocks import ActingAttention, acting_piece
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.memories.rate.state import SegmentState
 from RATE_model.system.graphs import graphs_on
@@ -81,7 +81,8 @@ class SegmentStepper(Stepper):
         self._wrap_distances = functools.cache(memory.wrap_distances)
         # For `_attend_by_distance`; a few rows do not use it.
         many = self._device.type == "cpu" and batch_size >= _ROWS_BY_DISTANCE
-        self._by_distance = [folded.to(dtype) for folded in memory.fold("blocks")] if many else None
+        folded = [folded.to(dtype) for folded in memory.fold("blocks")] if many else []
+        self._by_distance = [ActingAttention(*layer.for_blocks()) for layer in folded]
         # Of rows that are all at the same step of their segments.
         self._plans: dict[Hashable, _Plan] = {}
         self._graphs = graphs_on(self._device, most=_GRAPHS) if options.record else None
@@ -348,19 +349,17 @@ class SegmentStepper(Stepper):
 
     def _pays_by_distance(self, rows: int) -> bool:
         """Whether `_attend_by_distance` is used: fewer operations, but more weights to read than pays for few rows."""
-        return self._by_distance is not None and rows >= _ROWS_BY_DISTANCE
+        return bool(self._by_distance) and rows >= _ROWS_BY_DISTANCE
 
     def _attend_by_distance(self, number: int, inputs: Tensor, states: Tensor, plan: "_Plan") -> Tensor:
         """Attention inputs `(b, t, d_model)` of the last tokens that `states` `(b, k, d_model)` hold through one
         layer's attention."""
-        assert self._by_distance is not None
         low, high = plan.seen.start, plan.seen.stop
         states, count = states[:, low:], inputs.shape[1]
         piece = acting_piece(high - low - count, count, states.shape[1], self.config.n_head, plan.wrap)
-        weights, farthest = self._by_distance[number].for_blocks()
         # Under autocast the softmax would be computed in float32 copies.
         with torch.autocast("cpu", enabled=False) if self._dtype == torch.bfloat16 else nullcontext():
-            return act(inputs.to(self._dtype), states, weights, piece, farthest)
+            return self._by_distance[number](inputs.to(self._dtype), states, piece)
 
     def _attend(
         self,

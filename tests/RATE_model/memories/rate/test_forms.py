@@ -135,7 +135,8 @@ def acted(model: RATE, least: int, monkeypatch) -> torch.Tensor:
 def test_acting_by_distance_is_equal_but_for_rounding(changes, monkeypatch):
     model = memory(**changes).eval()
     computed = []
-    monkeypatch.setattr(stepper, "act", lambda *a: computed.append(a) or blocks.act(*a))
+    attention = blocks.ActingAttention.__call__
+    monkeypatch.setattr(blocks.ActingAttention, "__call__", lambda *a: computed.append(a) or attention(*a))
     expected = acted(model, 21, monkeypatch)
     assert not computed
     assert (acted(model, 20, monkeypatch) - expected).abs().max() < 1e-5
