@@ -72,9 +72,8 @@ def row(label: str, found: Mapping[str, Any]) -> list[str]:
         label,
         str(max(right, default="")),
         retention.reason(found),
-        "" if trained is None else f"{trained['distance']:.2g}",
-        "" if there is None else f"{there['distance']:.2g}",
-        *("" if there is None else f"{there[name]:.2f}" for name in retention.PROBES),
+        retention.cells(trained)[0],
+        *retention.cells(there),
         " ".join(f"{each['gradient']:.1g}" for each in found["by_case"] if each["case"] in GRADIENTS),
         "" if found["reach"] is None else str(found["reach"]),
     ]

@@ -46,7 +46,7 @@ NAME = "retention"
 _BORDERS = 28
 # Success from here on counts as right; a probe's accuracy below the second as chance.
 RIGHT, GUESSING = 0.95, 0.75
-PROBES = ("fitted_in_training", "fitted_here")
+MEASURES = ("distance", "fitted_in_training", "fitted_here")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ def by_step(found: Mapping[int, np.ndarray], lengths: np.ndarray, *, trained: in
 
     Returns:
         For every step "step", "pairs", "distance", and the accuracy of two linear probes on the second half of the
-        pairs: "fitted_in_training", on the first half at all trained steps, and "fitted_here", at this step.
+        pairs: "fitted_in_training", on the first half at all trained steps, and "fitted_here", at this step. The last
+        three are None if a memory holds numbers that are not finite.
     """
     if not found:
         return []
@@ -147,13 +148,14 @@ def by_step(found: Mapping[int, np.ndarray], lengths: np.ndarray, *, trained: in
         here = {name: _samples(memories, half & running) for name, half in (("a", first_half), ("b", ~first_half))}
         if not all(len(sample.rows) for sample in here.values()):
             continue
-        table.append({
-            "step": step,
-            "pairs": int(running.sum()) // 2,
-            "distance": twin_distance(memories[running]),
-            "fitted_in_training": float(in_training.score(here["b"]).value),
-            "fitted_here": float(Probe(kind, here["a"]).score(here["b"]).value),
-        })  # fmt: skip
+        entry: dict[str, Any] = {"step": step, "pairs": int(running.sum()) // 2}
+        if np.isfinite(memories[running]).all():
+            entry["distance"] = twin_distance(memories[running])
+            entry["fitted_in_training"] = float(in_training.score(here["b"]).value)
+            entry["fitted_here"] = float(Probe(kind, here["a"]).score(here["b"]).value)
+        else:
+            entry |= dict.fromkeys(MEASURES)
+        table.append(entry)
     return table
 
 
@@ -332,23 +334,26 @@ def reason(found: Mapping[str, Any]) -> str:
     there = memory_at(found, wrong["steps"])
     if there is None:
         return "no memory"
+    if there["distance"] is None:
+        return "overflow"
     if there["fitted_here"] < GUESSING:
         return "gone"
     return "moved" if there["fitted_in_training"] < GUESSING else "misread"
 
 
+def cells(there: Mapping[str, Any] | None) -> list[str]:
+    """The distance and the accuracy of both probes, as text; empty where there is no memory."""
+    if there is None:
+        return [""] * len(MEASURES)
+    if there["distance"] is None:
+        return ["not finite", "", ""]
+    return [f"{there['distance']:.2g}", f"{there['fitted_in_training']:.2f}", f"{there['fitted_here']:.2f}"]
+
+
 def print_retention(found: Mapping[str, Any]) -> None:
     """Print the tables."""
     print(f"{found['run']}, {found['checkpoint']}: {reason(found)}\n\nmemories of twins, after a number of steps")
-    rows = [
-        [
-            str(each["step"]),
-            f"{each['distance']:.2g}",
-            f"{each['fitted_in_training']:.2f}",
-            f"{each['fitted_here']:.2f}",
-        ]
-        for each in found["by_step"]
-    ]
+    rows = [[str(each["step"]), *cells(each)] for each in found["by_step"]]
     print_table(["steps", "distance / norm", "probe fitted in training", "probe fitted here"], rows)
     print("\nlast decisions")
     rows = [

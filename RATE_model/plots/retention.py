@@ -47,7 +47,7 @@ def retention_figure(found: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 def _draw(axes: Axes, found: Mapping[str, Any]) -> None:
     """Shares on the left scale, distances and gradients on the right, logarithmic one."""
-    cases, steps = found["by_case"], found["by_step"]
+    cases, steps = found["by_case"], [each for each in found["by_step"] if each["distance"] is not None]
     places = [each["steps"] for each in cases]
     measure = found["measure"]
     axes.plot(places, [each["outcome"] for each in cases], "o-", color="black", markersize=4, label=measure, zorder=3)

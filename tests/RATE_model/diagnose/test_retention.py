@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from RATE_model.agent import Agent, AgentConfig
-from RATE_model.diagnose.retention import Snapshots, borders, by_step, gradient, main, reason, resized, twin_distance
+from RATE_model.diagnose.retention import (
+    MEASURES,
+    Snapshots,
+    borders,
+    by_step,
+    gradient,
+    main,
+    reason,
+    resized,
+    twin_distance,
+)
 from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES
 from RATE_model.memories.recurrent import RecurrentConfig
@@ -57,6 +67,13 @@ def test_only_pairs_that_both_run_are_compared():
     assert over == [] == by_step({}, lengths, trained=20)
 
 
+def test_numbers_that_are_not_finite_are_not_compared():
+    found = {step: memories(step) for step in (10, 20, 30)}
+    found[30][3, 1] = np.inf
+    table = by_step(found, np.full(20, 60), trained=20)
+    assert [each["distance"] is None for each in table] == [False, False, True]
+
+
 @pytest.mark.parametrize(
     ("outcomes", "fitted", "expected"),
     [
@@ -66,6 +83,7 @@ def test_only_pairs_that_both_run_are_compared():
         ([1, 0.5], [0.5, 1], "moved"),
         ([1, 0.5], [0.5, 0.5], "gone"),
         ([1, 0.5], None, "no memory"),
+        ([1, 0.5], [None, None], "overflow"),
     ],
 )
 def test_reasons(outcomes, fitted, expected):
@@ -75,7 +93,7 @@ def test_reasons(outcomes, fitted, expected):
         "by_case": [
             {"case": case, "steps": case, "outcome": rate} for case, rate in zip((9, 90), outcomes, strict=True)
         ],
-        "by_step": [] if fitted is None else [{"step": 80, "fitted_in_training": fitted[0], "fitted_here": fitted[1]}],
+        "by_step": [] if fitted is None else [{"step": 80} | dict(zip(MEASURES, (fitted[0], *fitted), strict=True))],
     }
     assert reason(found) == expected
 
