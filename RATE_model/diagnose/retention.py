@@ -230,6 +230,13 @@ def gradients(
     return {case: (len(each[2]), gradient(evaluation.agent, *each)) for case, each in zip(short, played, strict=True)}
 
 
+def _worth_playing(environment: Environment, evaluation: Evaluation) -> Case:
+    """The longest case; if the memory's reach is limited, the first that allows more than twice as many steps."""
+    reach = evaluation.agent.memory.reach
+    long = [case for case in evaluation.cases if step_limit_of(environment, evaluation, case) > 2 * (reach or 0)]
+    return evaluation.cases[-1] if reach is None or not long else long[0]
+
+
 def resized(agent: Agent, sizes: Mapping[str, int]) -> Agent:
     """The agent with other sizes of its memory, and the same weights.
 
@@ -280,15 +287,16 @@ def examine(options: Options, *, outcomes: Mapping[Case, float] | None = None) -
     given = environment.reset_options(environment.seeds(2), evaluation.options).keys()
     if not environment.has_twins(evaluation.options) or given - {(environment.twins or ("",))[0]}:
         raise UserError(f"{run}: {environment.name} has no twins in this task: episodes that differ in one hint only")
-    agent, longest = evaluation.agent, cases[-1]
+    agent = evaluation.agent
+    longest = _worth_playing(environment, evaluation)
     steps = borders(step_limit_of(environment, evaluation, longest), agent.memory.segment)
     snapshots = Snapshots(agent.memory, steps)
     (twins,) = (
         played[longest] for played in replace(evaluation, cases=[longest]).play_with(snapshots, twins=True).values()
     )
     if outcomes is None:
-        others = replace(evaluation, cases=cases[:-1], episodes=2 * options.pairs)
-        played = {**next(iter(others.play().values())), longest: twins} if cases[:-1] else {longest: twins}
+        others = replace(evaluation, cases=[case for case in cases if case != longest], episodes=2 * options.pairs)
+        played = {longest: twins, **(next(iter(others.play().values())) if others.cases else {})}
         outcomes = {case: float(environment.outcomes(case, each, evaluation).mean()) for case, each in played.items()}
     derivatives = gradients(environment, evaluation, cases, most_steps=options.gradient_steps)
     table = []
