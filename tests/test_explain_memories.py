@@ -67,7 +67,7 @@ def test_more_room_uses_the_weights_of_a_run(tmp_path, examined):
     assert explain_memories.main(flags) == 0 and examined == ["HCAM_1", "HCAM_1"]
     assert list(json.loads((tmp_path / "memory_retention.json").read_text())) == [
         "HCAM, seed 1",
-        "HCAM, 960 chunks, seed 1",
+        "HCAM, 240 chunks, seed 1",
     ]
 
 

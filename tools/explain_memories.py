@@ -11,7 +11,7 @@ results/memory_retention.json are not examined again, even if they are gone. See
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,10 @@ from tools.reproduce_memories import SECTIONS, Section, chosen
 
 PAGE = "memory_retention"
 ENVIRONMENTS = ("tmaze", "tmaze_second_tries")
-# Memories that act with more room and the weights of a run: label -> model, sizes.
-WIDER = {"HCAM, 960 chunks": ("HCAM", ("chunks=960",))}
+# Memories that act with more room and the weights of a run: label -> model, sizes. A step of HCAM attends to all steps
+# in its chunks, so longer episodes would take hours.
+WIDER = {"HCAM, 240 chunks": ("HCAM", ("chunks=240",))}
+WIDER_CASES = (90, 150, 300, 600, 1200, 2400)
 GRADIENTS = (9, 90, 300, 1200)  # lengths in the table
 
 
@@ -57,8 +59,11 @@ def collect(section: Section, run: Path, sizes: tuple[str, ...] = ()) -> dict[st
     few episodes are played."""
     (result,) = final_results([run])
     outcomes = {case: result[section.metric.format(case)] for case in section.cases}
-    options = retention.Options(run=run, device="cpu", sizes=sizes, pairs=4 if sizes else retention.Options.pairs)
-    _, found = retention.examine(options, outcomes=None if sizes else outcomes)
+    options = retention.Options(run=run, device="cpu")
+    if sizes:
+        _, found = retention.examine(replace(options, sizes=sizes, cases=WIDER_CASES, pairs=4))
+    else:
+        _, found = retention.examine(options, outcomes=outcomes)
     return {**found, **provenance([run])}
 
 
@@ -68,13 +73,14 @@ def row(label: str, found: Mapping[str, Any]) -> list[str]:
     right = [each["case"] for each in found["by_case"] if wrong is None or each["case"] < wrong["case"]]
     trained = retention.memory_at(found, found["trained_steps"])
     there = None if wrong is None else retention.memory_at(found, wrong["steps"])
+    gradients = {each["case"]: each["gradient"] for each in found["by_case"] if "gradient" in each}
     return [
         label,
         str(max(right, default="")),
         retention.reason(found),
         retention.cells(trained)[0],
         *retention.cells(there),
-        " ".join(f"{each['gradient']:.1g}" for each in found["by_case"] if each["case"] in GRADIENTS),
+        " ".join(f"{gradients[case]:.1g}" if case in gradients else "-" for case in GRADIENTS),
         "" if found["reach"] is None else str(found["reach"]),
     ]
 

@@ -57,7 +57,9 @@ class Options:
     run: Path | None = None
     # Pairs of twins; probes are fitted on one half, and scored on the other
     pairs: int = 16
-    # Act with other sizes of the memory, NAME=VALUE of its configuration, that no weight depends on: chunks=960 (HCAM)
+    # Cases, such as lengths; empty = those of the run's final evaluation
+    cases: tuple[int, ...] = ()
+    # Act with other sizes of the memory, NAME=VALUE of its configuration, that no weight depends on: chunks=240 (HCAM)
     sizes: tuple[str, ...] = ()
     # Longest episode in which gradients are computed, in steps
     gradient_steps: int = 1200
@@ -279,7 +281,7 @@ def examine(options: Options, *, outcomes: Mapping[Case, float] | None = None) -
     environment: Environment = environment_of(run) if options.env is None else environment_named(options.env)
     config = environment.read_config(["--config", str(run / "config.yaml")])
     environment.check_episodes(pairs=options.pairs)
-    cases = sorted(environment.training_cases(config, final=True) if outcomes is None else outcomes)
+    cases = sorted(outcomes or options.cases or environment.training_cases(config, final=True))
     evaluation = evaluation_of_run(environment, checkpoint, device=options.device, cases=cases, episodes=options.pairs)
     if options.sizes:
         sizes = {name: int(value) for name, _, value in (text.partition("=") for text in options.sizes)}
