@@ -106,6 +106,8 @@ def budget(label: str) -> tuple[str, ...]:
 
 
 _TMAZE_FAST = ("--config", "TMaze_new/TMaze_new_src/config_fast.yaml")
+# kNN stores what it sees and learns only a linear head: a few batches do.
+_TMAZE_EXTRA = {"TrXL": ("--mem_len", "270"), "DT": ("--slide", "30"), "kNN": ("--stage_batches", "30")}
 _MINIGRID_FAST = ("--config", "MinigridMemory/MinigridMemory_src/config_fast.yaml")
 # T-Maze's other tasks: flags, and the lengths to evaluate, of which the first is the longest in training. Endless
 # episodes are not conditioned on returns: the return of 500 junctions does not occur in training. They have 5, 50 and
@@ -151,7 +153,7 @@ SECOND_TRIES: dict[str, tuple[str, ...]] = {
 SECTIONS = {
     "tmaze": Section(
         "T-Maze",
-        study(TMAZE, _TMAZE_FAST, {"TrXL": ("--mem_len", "270"), "DT": ("--slide", "30")}),
+        study(TMAZE, _TMAZE_FAST, _TMAZE_EXTRA),
         LENGTHS,
         "episode length",
         "Success_rate_T_{}",
@@ -194,7 +196,7 @@ SECTIONS = {
             study(
                 TMAZE,
                 (*_TMAZE_FAST, "--task", task, *flags, "--eval_lengths", *map(str, cases)),
-                {"TrXL": ("--mem_len", "270"), "DT": ("--slide", "30")},
+                _TMAZE_EXTRA,
             ),
             cases,
             "episode length",

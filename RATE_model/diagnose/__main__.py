@@ -10,6 +10,7 @@ eval/diagnosis.json and plots/diagnosis.png of the run, or to --output. See docs
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,13 +34,13 @@ from RATE_model.data.trajectories import FIRST_SEEN
 from RATE_model.diagnose.imitation import by_step, by_time_since, copying
 from RATE_model.diagnose.probes import Probe, Sample, baseline
 from RATE_model.diagnose.recording import Recording, record, whole_episodes_of
+from RATE_model.diagnose.results import write_results
 from RATE_model.environments.contract import Environment
 from RATE_model.environments.find import environment_of
 from RATE_model.environments.table import environment as environment_named
-from RATE_model.errors import UserError, error_reason
+from RATE_model.errors import UserError
 from RATE_model.objectives.privileged import PREFIX, Privileged, check_infos, infos_of, named, with_infos
 from RATE_model.plots.diagnosis import plot_diagnosis
-from RATE_model.system.atomic import atomic_write_json
 from RATE_model.system.precision import pick_device
 from RATE_model.training.checkpoints import resolve_checkpoint
 from RATE_model.training.runs import check_unowned
@@ -250,16 +251,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = read_options(argv)
         torch.manual_seed(0)
         run, found = diagnose(options)
-        table = (run / "eval" if options.output is None else options.output) / f"{NAME}.json"
-        picture = (run / "plots" if options.output is None else options.output) / f"{NAME}.png"
         print_diagnosis(found)
-        try:
-            table.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_json(table, found)
-        except OSError as error:
-            raise UserError(f"{table} cannot be written: {error_reason(error)}") from error
-        plot_diagnosis(found, picture)
-        print(f"\nresults: {table}, picture: {picture}")
+        write_results(NAME, found, run, options.output, functools.partial(plot_diagnosis, found))
 
 
 if __name__ == "__main__":

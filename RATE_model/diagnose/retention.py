@@ -9,6 +9,7 @@ go to eval/retention.json and plots/retention.png of the run, or to --output. Se
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -30,14 +31,14 @@ from RATE_model.cli.limits import at_least, writable
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.diagnose.probes import Probe, Sample
 from RATE_model.diagnose.recording import vector_of
+from RATE_model.diagnose.results import write_results
 from RATE_model.environments.contract import Case, Environment, Evaluation
 from RATE_model.environments.find import environment_of
 from RATE_model.environments.table import environment as environment_named
-from RATE_model.errors import UserError, error_reason
+from RATE_model.errors import UserError
 from RATE_model.memories.contract import Memory, State, Steps
 from RATE_model.objectives.privileged import Privileged
 from RATE_model.plots.retention import plot_retention
-from RATE_model.system.atomic import atomic_write_json
 from RATE_model.training.checkpoints import resolve_checkpoint
 from RATE_model.training.runs import check_unowned
 
@@ -390,16 +391,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = read_options(argv)
         torch.manual_seed(0)
         run, found = examine(options)
-        table = (run / "eval" if options.output is None else options.output) / f"{NAME}.json"
-        picture = (run / "plots" if options.output is None else options.output) / f"{NAME}.png"
         print_retention(found)
-        try:
-            table.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_json(table, found)
-        except OSError as error:
-            raise UserError(f"{table} cannot be written: {error_reason(error)}") from error
-        plot_retention({run.name: found}, picture)
-        print(f"\nresults: {table}, picture: {picture}")
+        write_results(NAME, found, run, options.output, functools.partial(plot_retention, {run.name: found}))
 
 
 if __name__ == "__main__":
