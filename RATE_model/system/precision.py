@@ -33,7 +33,8 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def pick_device(name: str) -> torch.device:
     """The device for `--device`; `auto` is the first GPU if there is one, else the CPU; 1 means cuda:1.
 
-    With several processes, `auto` and `cuda` give each its own GPU, by its local rank.
+    A chosen GPU becomes torch's current one, on which events and streams are made. With several processes, `auto` and
+    `cuda` give each its own GPU, by its local rank.
 
     Raises:
         UserError: there is no such device, or the processes of a run would share it.
@@ -53,4 +54,6 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"--device {name}: not usable here ({reason}); give auto, cpu, cuda or cuda:N") from None
     if together and probe.device.type == "cuda":
         raise UserError(f"--device {name}: all processes of the run would share it; give auto or cuda")
+    if probe.device.type == "cuda":
+        torch.cuda.set_device(probe.device)
     return probe.device

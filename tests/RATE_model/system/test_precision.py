@@ -1,5 +1,7 @@
 """The dtype of matrix products, and the choice of a device."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -49,3 +51,12 @@ def test_each_process_of_a_run_gets_its_own_gpu(monkeypatch):
         monkeypatch.setattr(distributed, "local_rank", lambda number=number: number)
         assert pick_device(name) == torch.device("cuda", number % 2) == chosen[-1]
     assert pick_device("cpu") == torch.device("cpu")
+
+
+def test_a_chosen_gpu_becomes_the_current_one(monkeypatch):
+    """Otherwise events would be recorded, and graphs made, on the first GPU."""
+    chosen, device = [], torch.device("cuda", 1)
+    probe = SimpleNamespace(device=device, item=lambda: 0.0)
+    monkeypatch.setattr(torch, "empty", lambda *_, **options: probe if options["device"] == "cuda:1" else None)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert [pick_device("cuda:1"), pick_device("1")] == chosen == [device, device]
