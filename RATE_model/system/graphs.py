@@ -22,17 +22,23 @@ _PLAIN_CALLS = 2
 
 
 def record(function: Callable[..., Result], inputs: Sequence[Tensor], pool: Any) -> Callable[..., Result]:
-    """Record a function as a CUDA graph; the tensors that it returns are overwritten by the next call."""
+    """Record a function as a CUDA graph, on the device of its first input.
+
+    The tensors that it returns are overwritten by the next call of this recording, or of another one in the same pool.
+    """
     held = [value.clone() for value in inputs]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    # Once on the stream that records, where libraries may need workspaces of their own; its random draws do not count.
-    with torch.cuda.stream(stream), torch.random.fork_rng([torch.cuda.current_device()]):
-        function(*held)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, stream=stream):
-        result = function(*held)
+    with torch.cuda.device(held[0].device):  # streams and graphs are made on the current one
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        # Once on the stream that records, where libraries may need workspaces of their own; its random draws do not
+        # count.
+        with torch.cuda.stream(stream), torch.random.fork_rng([torch.cuda.current_device()]):
+            function(*held)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Meanwhile the data loader's thread may allocate page-locked memory, which would otherwise end the recording.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            result = function(*held)
 
     def replay(*values: Tensor) -> Result:
         for place, value in zip(held, values, strict=True):
@@ -58,16 +64,18 @@ class Graphs:
 
     def __init__(self, *, most: int = 64, recorder: Recorder | None = None) -> None:
         self._most, self._recorder = most, record if recorder is None else recorder
-        self._pool = torch.cuda.graph_pool_handle() if recorder is None else None
+        self._has_pool = recorder is None
         self.clear()
 
     def clear(self) -> None:
         """Forget all recordings, for example because tensors that they use have moved."""
+        # A new pool: an old one whose graphs are gone cannot be used again while tensors in it are left.
+        self._pool = torch.cuda.graph_pool_handle() if self._has_pool else None
         self._calls: Counter[Hashable] = Counter()
         self.recorded: dict[Hashable, Callable[..., Any]] = {}
 
     def run(self, key: Hashable, function: Callable[..., Result], *inputs: Tensor) -> Result:
-        """`function(*inputs)`. The next call with this key may overwrite the tensors in it: clone what is kept."""
+        """`function(*inputs)`. The next call, with any key, may overwrite the tensors in it: clone what is kept."""
         key = (key, *((value.shape, value.dtype) for value in inputs))
         if key not in self.recorded:
             self._calls[key] += 1

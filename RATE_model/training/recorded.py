@@ -17,7 +17,7 @@ from RATE_model.system.precision import autocast
 class Passed:
     """The result of a pass: loss `()`, logits, the state after the window, and gradients, None where there are none.
 
-    The next pass of the same shape overwrites the gradients, and nothing else.
+    The next pass may overwrite the gradients, and nothing else.
     """
 
     loss: Tensor

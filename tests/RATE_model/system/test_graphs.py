@@ -59,8 +59,13 @@ class FakeCuda:
         return nullcontext()
 
     @contextmanager
-    def graph(self, _, *, pool, stream):
-        self.order.append("begin")
+    def device(self, device):
+        self.order.append(f"on {device}")
+        yield
+
+    @contextmanager
+    def graph(self, _, *, pool, stream, capture_error_mode="global"):
+        self.order.append(f"begin, {capture_error_mode}")
         yield
         self.order.append("end")
 
@@ -78,5 +83,22 @@ def test_a_recording_holds_its_inputs_and_replays(monkeypatch):
     given = torch.zeros(2)
     replay = record(function, [given], None)
     result = replay(torch.ones(2))
-    assert cuda.order == ["recording waits", "function", "current waits", "begin", "function", "end", "replay"]
+    # Not "global": that fails when a loader's thread pins memory meanwhile.
+    begin = ["on cpu", "recording waits", "function", "current waits", "begin, thread_local"]
+    assert cuda.order == [*begin, "function", "end", "replay"]
     assert result is seen[1] and result.tolist() == [1, 1] and given.tolist() == [0, 0]
+
+
+def test_cleared_graphs_get_another_pool(monkeypatch):
+    """PyTorch refuses a pool without graphs in which a tensor is left, such as a gradient."""
+    handles, pools = iter(range(9)), []
+    monkeypatch.setattr(graphs.torch.cuda, "graph_pool_handle", lambda: next(handles))
+    monkeypatch.setattr(graphs, "record", lambda function, _, pool: pools.append(pool) or function)
+    made = Graphs()
+    for key in ("one", "other"):
+        for _ in range(3):
+            made.run(key, torch.neg, torch.zeros(2))
+    made.clear()
+    for _ in range(3):
+        made.run("one", torch.neg, torch.zeros(2))
+    assert pools[0] == pools[1] != pools[2]
