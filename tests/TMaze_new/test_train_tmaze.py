@@ -264,7 +264,7 @@ MISTAKES = {
     "no number": ("--learning_rate fast", ("--learning_rate", "fast", "number")),
     "endless learning rate": ("--learning_rate inf", ("--learning_rate inf",)),
     "dropout": ("--dropout 1", ("--dropout 1", "below 1")),
-    "end factor": ("--lr_end_factor 2", ("--lr_end_factor 2", "between 0 and 1")),
+    "end factor": ("--lr_end_factor 2", ("--lr_end_factor 2", "at most 1")),
     "seeds": ("--start_seed 5 --end_seed 4", ("--end_seed 4", "--start_seed 5")),
     "no annealing": ("--curr adaptive --anneal_batches 0", ("--anneal_batches 0", "at least 1")),
     "short episodes": ("--eval_lengths 9 2", ("--eval_lengths 2", "at least 3")),

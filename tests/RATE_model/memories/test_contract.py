@@ -425,7 +425,7 @@ class MemoryContract(StepContract):
                 play(actor, shown, stop - STEPS)
             costs.append(work.numbers)
             sizes.append(sum(stored(list(vars(actor._stepper).values()), {}).values()))
-        assert costs[2] == costs[3] and sizes[2] == sizes[3]
+        assert costs[3] <= costs[2] and sizes[3] == sizes[2]
         assert sizes[3] / 2 <= 2 * agent.memory.bytes_per_row()
 
     @torch.no_grad()

@@ -24,8 +24,8 @@ FACTS = AgentFacts(context=K, reach=None, segment=K)
 class LeakyMazes(TMazeVectorEnv):
     """T-Maze with a mistake: the noise of every observation is the goal."""
 
-    def _observe(self, *, flag):
-        observations = super()._observe(flag=flag)
+    def _observe(self):
+        observations = super()._observe()
         observations[:, 3] = self._goal
         return observations
 
