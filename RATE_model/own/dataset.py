@@ -344,16 +344,21 @@ def _npz(path: Path) -> list[dict[str, Any]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"'{path}' cannot be read; it is damaged, or not a file of arrays ({error})") from None
     episode: dict[str, Any] = {key: arrays[name] for key, names in _KEYS.items() for name in names if name in arrays}
     for beginning in (f"{name}/" for name in _KEYS["observations"]):  # of a dict
         if parts := {name.removeprefix(beginning): arrays[name] for name in arrays if name.startswith(beginning)}:
+            if "observations" in episode:
+                names = ", ".join(name for name in arrays if name.partition("/")[0] in _KEYS["observations"])
+                raise UserError(f"'{path}' has observations several times ({names}); give one array or one dict")
             episode["observations"] = parts
     marks = {key: arrays[name] for key, names in _MARKS.items() for name in names if name in arrays}
     infos = {name.removeprefix(PREFIX): values for name, values in arrays.items() if name.startswith(PREFIX)}
     if missing := [key for key in _KEYS if key not in episode]:
         raise UserError(f"'{path}' has no {', '.join(missing)} (it has: {', '.join(arrays) or 'nothing'})")
+    if not episode["rewards"].size or not episode["rewards"].ndim:
+        raise UserError(f"'{path}': 'rewards' have no steps")
     steps = len(episode["rewards"])
     last = np.arange(steps) == steps - 1
     if wrong := [key for key, values in marks.items() if values.size not in (1, steps)]:
@@ -365,6 +370,7 @@ def _npz(path: Path) -> list[dict[str, Any]]:
     stops = np.flatnonzero(np.logical_or.reduce([*flags.values(), last])) + 1
     if len(stops) == 1:
         return [episode | {"infos": infos} | {key: bool(values[-1]) for key, values in flags.items()}]
+    _check_steps(path, episode | {f"{PREFIX}{name}": values for name, values in infos.items()}, steps)
     pieces = zip([0, *stops[:-1]], stops, strict=True)
     return [
         {key: _some(values, slice(start, stop)) for key, values in episode.items()}
@@ -372,6 +378,16 @@ def _npz(path: Path) -> list[dict[str, Any]]:
         | {key: bool(values[stop - 1]) for key, values in flags.items()}
         for start, stop in pieces
     ]
+
+
+def _check_steps(path: Path, arrays: Mapping[str, Any], steps: int) -> None:
+    """Raise a UserError for an array without this many steps: it cannot be cut where episodes end. Observations may
+    have one more."""
+    for key, values in arrays.items():
+        if isinstance(values, dict):
+            _check_steps(path, {f"{key}/{name}": part for name, part in values.items()}, steps)
+        elif (found := len(values) if values.ndim else 0) != steps and (found != steps + 1 or key[:3] != "obs"):
+            raise UserError(f"'{path}': '{key}' have {found or 'no'} steps, 'rewards' {steps}")
 
 
 def _some(values: Any, steps: slice) -> Any:

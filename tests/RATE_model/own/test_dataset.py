@@ -67,6 +67,32 @@ def test_npz_files_may_hold_the_parts_of_dicts(tmp_path):
     assert_same(Dataset.from_npz(tmp_path / "flat"), dataset)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"observations": np.zeros((4, 1))}, "observations several times (observations/a, observations)"),
+        ({"observations/a": np.zeros((7, 1))}, "'observations/a' have 7 steps, 'rewards' 4"),
+        ({"observations/a": np.zeros(())}, "'observations/a' have no steps"),
+        ({"actions": np.zeros(6, dtype=int)}, "'actions' have 6 steps"),
+        ({"infos/goal": np.zeros(6)}, "'infos/goal' have 6 steps"),
+        ({"rewards": np.zeros(())}, "'rewards' have no steps"),
+        ({"rewards": np.zeros(0)}, "'rewards' have no steps"),
+    ],
+)
+def test_npz_files_of_several_episodes_need_equally_many_steps(tmp_path, changed, message):
+    """Rows after the last reward would be dropped where episodes are cut."""
+    good = {"observations/a": np.zeros((4, 1)), "actions": np.zeros(4, dtype=int), "rewards": np.zeros(4)}
+    np.savez(tmp_path / "all.npz", **(good | {"dones": np.array([0, 1, 0, 1])} | changed))
+    with pytest.raises(UserError, match=re.escape(message)):
+        Dataset.from_npz(tmp_path)
+
+
+def test_an_empty_npz_file_is_named(tmp_path):
+    (tmp_path / "all.npz").touch()
+    with pytest.raises(UserError, match="all.npz' cannot be read"):
+        Dataset.from_npz(tmp_path)
+
+
 def test_other_names_and_one_observation_more_are_understood():
     other = [
         {
