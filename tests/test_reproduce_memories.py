@@ -140,5 +140,42 @@ def test_pages_of_several_machines_are_joined(tmp_path, trainings, capsys):
         assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"T-Maze: RATE": ', "is damaged, or not JSON"),
+        ("[]", "holds list; it must be the JSON file"),
+        ('{"T-Maze: RATE": 3}', "'T-Maze: RATE' is not an entry"),
+        ('{"T-Maze: RATE": {"seeds": [1]}}', "'T-Maze: RATE' has no 'success_rate'"),
+    ],
+)
+def test_a_damaged_page_is_named(text, words, tmp_path, trainings, capsys):
+    """Whether it is another machine's or this one's, which stays as it was."""
+    damaged, page = tmp_path / "there.json", tmp_path / "page"
+    damaged.write_text(text)
+    with pytest.raises(SystemExit, match="^2$"):
+        make_page(page, "--join", str(damaged))
+    assert words in capsys.readouterr().err and not page.exists()
+    if "seeds" in text:
+        return  # this machine's entries are complete
+    page.mkdir()
+    (page / "memories.json").write_text(text)
+    with pytest.raises(SystemExit, match="^2$"):
+        make_page(page, "--models", "RATE", "--seeds", "1")
+    assert words in capsys.readouterr().err and not trainings
+    assert (page / "memories.json").read_text() == text
+
+
+def test_joined_seeds_need_a_value_in_every_list(tmp_path, trainings, capsys):
+    make_page(tmp_path / "there", "--models", "RATE", "--seeds", "1", "2")
+    other = tmp_path / "there" / "memories.json"
+    document = json.loads(other.read_text())
+    del document["T-Maze: RATE"]["success_rate"]["9600"][0]
+    other.write_text(json.dumps(document))
+    with pytest.raises(SystemExit, match="^2$"):
+        make_page(tmp_path / "here", "--join", str(other))
+    assert "has 2 seeds, but 1 values of 'success_rate 9600'" in capsys.readouterr().err
+
+
 def test_acting_is_timed():
     assert 0 < acting_ms(small_model(), episodes=2, steps=3) < 1000

@@ -8,7 +8,6 @@ Examines the runs that tools/reproduce_memories.py has finished, second tries am
 results/memory_retention.json are not examined again, even if they are gone. See docs/diagnosis.md.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,16 @@ if __name__ == "__main__":  # started as a script
 import torch
 
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.cli.reproduce import StudyOptions, final_results, merged, origin, provenance, table, write_results
+from RATE_model.cli.reproduce import (
+    StudyOptions,
+    final_results,
+    merged,
+    origin,
+    provenance,
+    read_page,
+    table,
+    write_results,
+)
 from RATE_model.diagnose import retention
 from RATE_model.errors import UserError
 from RATE_model.plots.retention import plot_retention
@@ -116,7 +124,7 @@ def write(document: Mapping[str, dict], options: Options) -> None:
 def run(options: Options) -> int:
     """Examine all finished runs and write the results; 1 if there is nothing to write. Raises UserError."""
     path = options.results_dir / f"{PAGE}.json"
-    document = json.loads(path.read_text()) if path.exists() else {}
+    document = read_page(path) if path.exists() else {}
     sections = [SECTIONS[name] for name in ENVIRONMENTS]
     runs = [(label, section, label, ()) for section in sections for label in chosen(section, options.models)]
     runs += [

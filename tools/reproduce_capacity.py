@@ -10,7 +10,6 @@ them is the same; finished runs are kept and interrupted ones continued. The pag
 Failed runs are reported and left out.
 """
 
-import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from RATE_model.cli.reproduce import (
     merged,
     missing_seeds,
     origin,
+    read_page,
     table,
     training_of,
     with_seeds,
@@ -139,7 +139,7 @@ def write(document: dict[str, dict], options: Options) -> None:
 def run(options: Options) -> int:
     """Train missing runs, collect all figures, write the results; 1 if a run failed."""
     path, failed = options.results_dir / f"{PAGE}.json", False
-    document = json.loads(path.read_text()) if path.exists() else {}
+    document = read_page(path) if path.exists() else {}
     order = [label_of(model, bits) for model in MODELS for bits in range(1, MOST_BITS + 1)]
     for bits in options.bits:
         for model in options.models or MODELS:

@@ -16,11 +16,10 @@ join what they found:
 """
 
 import itertools
-import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +48,7 @@ from RATE_model.cli.reproduce import (
     missing_seeds,
     origin,
     provenance,
+    read_page,
     table,
     with_seeds,
     write_results,
@@ -343,7 +343,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: Options) -> int:
     """As `main`, with parsed options. Raises UserError."""
     path = options.results_dir / f"{PAGE}.json"
-    document = json.loads(path.read_text()) if path.exists() else {}
+    document = read_page(path) if path.exists() else {}
     if options.join:
         write(join(document, options.join), options)
         return 0
@@ -383,18 +383,28 @@ def join(document: dict[str, Any], files: Sequence[Path]) -> dict[str, Any]:
     Raises:
         UserError: a file cannot be read, or has an entry of another command.
     """
-    keys = _keys()
+    keys, titles = _keys(), {section.title: section for section in SECTIONS.values()}
     for file in files:
-        try:
-            found = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"--join {file}: cannot be read: {error}") from None
+        found = read_page(file, flag="--join")
         for name in found:
             if name not in keys or not (entry := entry_of(found, name, keys[name])):
                 raise UserError(f"--join {file}: '{name}' was made by another command than today's; remove it")
+            check_entry(titles[name.partition(": ")[0]], entry, f"--join {file}: '{name}'")
             ours = entry_of(document, name, keys[name])
             document = merged(document, {name: with_seeds(entry, ours)}, list(keys))
     return document
+
+
+def check_entry(section: Section, entry: Mapping[str, Any], place: str) -> None:
+    """Raise a UserError unless an entry has success and costs of each of its seeds."""
+    needed = ("seeds", "success_rate", "train_seconds", "optimizer_steps", "solved")
+    alone = ("d_model", "parameters", "memory_parameters", "state_numbers", "acting_ms", "commit", "date")
+    if missing := [name for name in (*needed, *alone) if name not in entry]:
+        raise UserError(f"{place} has no '{missing[0]}'; copy the file again, or remove this entry")
+    rates = {f"success_rate {case}": entry["success_rate"].get(str(case), []) for case in section.cases}
+    for name, values in ({name: entry[name] for name in needed if name != "success_rate"} | rates).items():
+        if len(values) != len(entry["seeds"]):
+            raise UserError(f"{place} has {len(entry['seeds'])} seeds, but {len(values)} values of '{name}'")
 
 
 def _name(section: Section, label: str) -> str:

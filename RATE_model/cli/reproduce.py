@@ -28,7 +28,7 @@ from RATE_model.cli.limits import at_least, at_most_processes, writable
 from RATE_model.cli.options import close_matches
 from RATE_model.cli.training import check
 from RATE_model.environments.contract import Case, Environment, Evaluation
-from RATE_model.errors import UserError
+from RATE_model.errors import UserError, error_reason
 from RATE_model.loading import load_agent
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
@@ -353,6 +353,30 @@ def kept_entries(name: str, study: Study, options: PageOptions, *, same_seeds: b
                 "--models)"
             )
     return kept
+
+
+def read_page(path: Path, *, flag: str = "") -> dict[str, Any]:
+    """The entries of a page's JSON file, by label.
+
+    Args:
+        path: the file.
+        flag: what named the file, to start a message with.
+
+    Raises:
+        UserError: the file cannot be read, or does not hold entries.
+    """
+    place = f"{flag} {path}".lstrip()
+    try:
+        document = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{place}: cannot be read: {error_reason(error)}") from None
+    except ValueError as error:
+        raise UserError(f"{place}: is damaged, or not JSON ({error}); restore it or remove it") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{place}: holds {type(document).__name__}; it must be the JSON file of a page of results")
+    if wrong := [label for label, entry in document.items() if not isinstance(entry, dict)]:
+        raise UserError(f"{place}: '{wrong[0]}' is not an entry of a page of results; remove it")
+    return document
 
 
 def merged(kept: Mapping[str, Any], measured: Mapping[str, Any], order: Sequence[str]) -> dict[str, Any]:
