@@ -404,8 +404,8 @@ def missing_seeds(entry: Mapping[str, Any], seeds: Sequence[int]) -> list[int]:
 def with_seeds(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """An entry with the seeds of two entries of one command; for seeds in both, the new figures count.
 
-    Either may be empty. Lists have one value per seed; what is not measured per seed is that of the entry with the
-    lowest one.
+    Either may be empty. Lists have one value per seed, and are left out if an entry lacks them; what is not measured
+    per seed is that of the entry with the lowest one.
     """
     places = {seed: (entry, index) for entry in (old, new) for index, seed in enumerate(entry.get("seeds", ()))}
     sources = [places[seed] for seed in sorted(places)]
@@ -420,8 +420,13 @@ def with_seeds(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]
 
     first = {**old, **new, **sources[0][0]}
     entries = [entry for entry in (old, new) if entry]
+    known = [
+        name
+        for name, field in first.items()
+        if name != "commit" and (not isinstance(field, list | Mapping) or all(name in entry for entry, _ in sources))
+    ]
     return {
-        **{name: joined([entry.get(name, first[name]) for entry, _ in sources]) for name in first if name != "commit"},
+        **{name: joined([entry.get(name, first[name]) for entry, _ in sources]) for name in known},
         "commit": sorted({commit for entry in entries for commit in entry["commit"]}),
         "date": max(entry["date"] for entry in entries),
     }

@@ -177,6 +177,13 @@ def test_seeds_join_an_entry_one_by_one():
     assert missing_seeds(old, [1, 2, 3]) == [3] and missing_seeds({}, [1, 2]) == [1, 2]
 
 
+def test_seeds_do_not_get_the_figures_of_others():
+    """Of a list that an older entry lacks."""
+    old, new = page_entry([1], 0.5), page_entry([2], 1.0, solved=[True])
+    assert "solved" not in with_seeds(old, new) and "solved" not in with_seeds(new, old)
+    assert with_seeds(page_entry([2], 0.5), new)["solved"] == [True]  # all seeds are the new entry's
+
+
 def test_entries_of_other_commands_do_not_count():
     page = {"A": {"command": STUDY.key("A")}, "A, changed": {"command": "other.py"}, "B": {"seeds": [1]}}
     found = {label: entry_of(page, label, STUDY.key(label)) for label in STUDY.models}
