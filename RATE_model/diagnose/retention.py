@@ -282,6 +282,10 @@ def examine(options: Options, *, outcomes: Mapping[Case, float] | None = None) -
     environment: Environment = environment_of(run) if options.env is None else environment_named(options.env)
     config = environment.read_config(["--config", str(run / "config.yaml")])
     environment.check_episodes(pairs=options.pairs)
+    if (most := environment.max_environments) is not None and 2 * options.pairs > most:
+        raise UserError(
+            f"--pairs {options.pairs}: {environment.name} plays {most // 2} pairs at a time; give at most that"
+        )
     cases = sorted(outcomes or options.cases or environment.training_cases(config, final=True))
     evaluation = evaluation_of_run(environment, checkpoint, device=options.device, cases=cases, episodes=options.pairs)
     if options.sizes:

@@ -178,3 +178,11 @@ def test_what_cannot_be_examined_is_reported(run, capsys, monkeypatch, flags, me
     with pytest.raises(SystemExit, match="^2$"):
         main([str(run), *ENV, *flags])
     assert message in capsys.readouterr().err
+
+
+def test_pairs_are_played_side_by_side(run, capsys, monkeypatch):
+    """Otherwise snapshots would hold the memories of the first rows only."""
+    monkeypatch.setattr(TMaze, "max_environments", 14)
+    with pytest.raises(SystemExit, match="^2$"):
+        main([str(run), *ENV, "--pairs", "8", "--cases", "9"])
+    assert "--pairs 8: T-Maze plays 7 pairs at a time" in capsys.readouterr().err
