@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from RATE_model.cli.reproduce import Study
+from RATE_model.cli.reproduce import Study, _here
 from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES, MODES
 from tests.small_models import small_model
@@ -40,7 +40,7 @@ def test_second_tries_are_chosen_by_their_memory():
 @pytest.mark.parametrize("label", SECOND_TRIES)
 def test_second_tries_have_valid_flags(label):
     study = SECTIONS["tmaze_second_tries"].study
-    assert study.read_config(reproduce_memories._absolute(study.command(label, [1])[1:])).model.model_mode
+    assert study.read_config(_here(study.command(label, [1])[1:])).model.model_mode
 
 
 def test_what_is_measured_is_shown_with_its_commands(tmp_path):

@@ -38,7 +38,6 @@ from RATE_model.acting.actor import Actor
 from RATE_model.agent import Agent
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import (
-    ROOT,
     Study,
     StudyOptions,
     cell,
@@ -356,7 +355,7 @@ def run(options: Options) -> int:
     }
     for section in sections:
         if any(missing[_name(section, label)] for label in labels[section.title]):
-            section.make_data(section.study.read_config(_absolute(section.study.settings)).data)
+            section.make_data(section.study.setting().data)
     failed = set()
     for seed, section in itertools.product(options.seeds, sections):
         names = {label: _name(section, label) for label in labels[section.title]}
@@ -426,11 +425,6 @@ def _keys() -> dict[str, str]:
         for section in SECTIONS.values()
         for label in section.study.models
     }
-
-
-def _absolute(words: Sequence[str]) -> list[str]:
-    """Settings with absolute paths, as `Study.run` reads them."""
-    return [str(ROOT / word) if word.endswith(".yaml") else word for word in words]
 
 
 if __name__ == "__main__":
