@@ -122,7 +122,7 @@ def write(document: Mapping[str, dict], options: Options) -> None:
 
 
 def run(options: Options) -> int:
-    """Examine all finished runs and write the results; 1 if there is nothing to write. Raises UserError."""
+    """Examine all finished runs and write the results; 0. Raises UserError, also if no run is finished."""
     path = options.results_dir / f"{PAGE}.json"
     document = read_page(path) if path.exists() else {}
     sections = [SECTIONS[name] for name in ENVIRONMENTS]

@@ -123,9 +123,8 @@ class TMazeVectorEnv(ArrayVectorEnv):
         self._failure_reward = 0.0 if goal_reward == 1.0 else -1.0
         self._x, self._y, self._goal = (np.zeros(num_envs, dtype=np.int64) for _ in range(3))
         self._keys = np.zeros(num_envs, dtype=np.uint64)
-        self._flag, self._visited = (
-            np.zeros(num_envs, dtype=bool) for _ in range(2)
-        )  # whether the junction was reached
+        # Whether the junction is shown, and whether it was reached before.
+        self._flag, self._visited = (np.zeros(num_envs, dtype=bool) for _ in range(2))
 
     def _begin(self, rows: np.ndarray, seeds: Sequence[int], options: dict[str, Any]) -> None:
         given = options.get("goal")
