@@ -10,7 +10,7 @@ from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES, MODES
 from tests.small_models import small_model
 from tools import reproduce_memories
-from tools.reproduce_memories import LABELS, SECOND_TRIES, SECTIONS, Options, acting_ms, chosen, write
+from tools.reproduce_memories import LABELS, SECOND_TRIES, SECTIONS, Options, acting_ms, chosen, run, write
 
 
 def entry(seeds=(1, 2, 3)) -> dict:
@@ -35,6 +35,13 @@ def test_second_tries_are_chosen_by_their_memory():
     assert chosen(tries, []) == list(SECOND_TRIES) and chosen(SECTIONS["tmaze"], ["FFM"]) == ["FFM"]
     with pytest.raises(UserError, match="--models FF: "):
         chosen(tries, ["FF"])
+    with pytest.raises(UserError, match=r"must be one of .*did you mean GRU, forget bias 4"):
+        chosen(tries, ["GRU, forget bias 5"])
+
+
+def test_model_of_another_section_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--models 'GRU, forget bias 4' is not in --environments tmaze, but in tmaze_s"):
+        run(Options(results_dir=tmp_path, environments=("tmaze",), models=("GRU, forget bias 4",)))
 
 
 @pytest.mark.parametrize("label", SECOND_TRIES)

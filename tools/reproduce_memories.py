@@ -36,7 +36,7 @@ from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT as MINIGRI
 from MinigridMemory.MinigridMemory_src.evaluate import LARGE_SIZES, SIZES
 from RATE_model.acting.actor import Actor
 from RATE_model.agent import Agent
-from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.cli.options import Boolean, close_matches, exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import (
     Study,
     StudyOptions,
@@ -348,6 +348,11 @@ def run(options: Options) -> int:
         return 0
     sections = [SECTIONS[name] for name in dict.fromkeys(options.environments)]
     labels = {section.title: chosen(section, options.models) for section in sections}
+    for model in options.models:
+        if not any(chosen(section, [model]) for section in sections):
+            elsewhere = " ".join(name for name, section in SECTIONS.items() if chosen(section, [model]))
+            asked = " ".join(options.environments)
+            raise UserError(f"--models {shlex.quote(model)} is not in --environments {asked}, but in {elsewhere}")
     keys = _keys()
     missing = {
         name: list(options.seeds) if options.again else missing_seeds(entry_of(document, name, key), options.seeds)
@@ -414,7 +419,10 @@ def _name(section: Section, label: str) -> str:
 def chosen(section: Section, models: Sequence[str]) -> list[str]:
     """The labels of a section that `--models` names, directly or by their memory; all if empty. Raises UserError for
     unknown ones."""
-    SECTIONS["tmaze"].study.chosen([model for model in models if model not in SECOND_TRIES])
+    labels = (*LABELS, *SECOND_TRIES)
+    if unknown := sorted(set(models) - set(labels)):
+        known, nearest = ", ".join(map(shlex.quote, labels)), close_matches(unknown[0], labels)
+        raise UserError(f"--models {shlex.quote(unknown[0])}: must be one of {known}{nearest}")
     return [label for label in section.study.models if not models or {label, label.partition(",")[0]} & set(models)]
 
 
