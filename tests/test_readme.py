@@ -21,6 +21,7 @@ from RATE_model.cli import evaluation
 from RATE_model.cli.options import parse_options
 from RATE_model.cli.reproduce import PageOptions, StudyOptions
 from RATE_model.diagnose import __main__ as diagnose
+from RATE_model.diagnose import retention
 from RATE_model.original.__main__ import parser as original_parser
 from RATE_model.own.environment import OwnEnvironment
 from RATE_model.plots.__main__ import parser as plots_parser
@@ -29,7 +30,7 @@ from RATE_model.report import __main__ as report
 from RATE_model.sweep import __main__ as sweep
 from tests.scripts import inference_options, train_script
 from TMaze_new.TMaze_new_src import dataset, inference_tmaze, train_tmaze
-from tools import reproduce_capacity, reproduce_leaderboard, reproduce_memories
+from tools import explain_memories, reproduce_capacity, reproduce_leaderboard, reproduce_memories
 from VizDoom.VizDoom_src import dataset as vizdoom_dataset
 from VizDoom.VizDoom_src import graphics, inference_vizdoom, train_vizdoom
 from VizDoom.VizDoom_src import reproduce as vizdoom_study
@@ -59,6 +60,7 @@ OPTIONS = {
     "tools/reproduce_memories.py": reproduce_memories.Options,
     "tools/reproduce_leaderboard.py": reproduce_leaderboard.Options,
     "reproduce_leaderboard.py": reproduce_leaderboard.Options,
+    "tools/explain_memories.py": explain_memories.Options,
     "tools/reproduce_capacity.py": reproduce_capacity.Options,
     "collect_traj.py": collect_traj.DATA.flags,
     "inference_minigridmemory.py": inference_options(inference_minigridmemory),
@@ -78,6 +80,7 @@ MODULES = {
     ),
     "RATE_model.plots": lambda words: plots_parser().parse_args(words),
     "RATE_model.diagnose": diagnose.read_options,
+    "RATE_model.diagnose.retention": retention.read_options,
     "RATE_model.protocol": protocol.read_options,
     "RATE_model.report": report.read_options,
     "RATE_model.sweep": lambda words: sweep.parser().parse_args(words),
