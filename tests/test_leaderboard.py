@@ -63,7 +63,7 @@ def test_bits_are_those_of_a_noisy_channel():
 @pytest.mark.parametrize("name", [name for name in leaderboard.JUDGED if name.startswith("tmaze_")])
 def test_every_task_has_a_valid_setting(name):
     section = memories.SECTIONS[name]
-    config = TMAZE.read_config(memories._absolute(section.study.settings))
+    config = section.study.setting()
     assert section.study.command("RATE", [1])[0] == TMAZE.train_script
     assert leaderboard.JUDGED[name] in section.cases and section.trained == config.trained
     wanted = TMAZE.training_cases(config, final=True)
