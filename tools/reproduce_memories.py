@@ -36,11 +36,12 @@ from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT as MINIGRI
 from MinigridMemory.MinigridMemory_src.evaluate import LARGE_SIZES, SIZES
 from RATE_model.acting.actor import Actor
 from RATE_model.agent import Agent
-from RATE_model.cli.options import Boolean, close_matches, exit_on_user_error, parse_options
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import (
     Study,
     StudyOptions,
     cell,
+    check_models,
     entry_of,
     final_results,
     merged,
@@ -419,10 +420,7 @@ def _name(section: Section, label: str) -> str:
 def chosen(section: Section, models: Sequence[str]) -> list[str]:
     """The labels of a section that `--models` names, directly or by their memory; all if empty. Raises UserError for
     unknown ones."""
-    labels = (*LABELS, *SECOND_TRIES)
-    if unknown := sorted(set(models) - set(labels)):
-        known, nearest = ", ".join(map(shlex.quote, labels)), close_matches(unknown[0], labels)
-        raise UserError(f"--models {shlex.quote(unknown[0])}: must be one of {known}{nearest}")
+    check_models(models, (*LABELS, *SECOND_TRIES))
     return [label for label in section.study.models if not models or {label, label.partition(",")[0]} & set(models)]
 
 

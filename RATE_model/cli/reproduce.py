@@ -176,9 +176,7 @@ class Study:
     def chosen(self, models: Sequence[str]) -> list[str]:
         """The models named by a table's `--models`, in the table's order; all if empty. Raises UserError for unknown
         ones."""
-        if unknown := sorted(set(models) - set(self.models)):
-            known, nearest = ", ".join(map(shlex.quote, self.models)), close_matches(unknown[0], list(self.models))
-            raise UserError(f"--models {shlex.quote(unknown[0])}: must be one of {known}{nearest}")
+        check_models(models, list(self.models))
         return [label for label in self.models if label in models or not models]
 
     def run_all(self, options: StudyOptions, models: Sequence[str] = ()) -> dict[str, list[Path]]:
@@ -223,6 +221,13 @@ class Study:
         """The commands of these models (None: all), indented as Markdown code."""
         chosen = self.models if models is None else models
         return "\n".join("    python3 " + shlex.join(self.command(label, seeds)) for label in chosen)
+
+
+def check_models(models: Sequence[str], known: Sequence[str]) -> None:
+    """Raise a UserError for the first, in alphabetical order, of `--models` that is not known."""
+    if unknown := sorted(set(models) - set(known)):
+        allowed, nearest = ", ".join(map(shlex.quote, known)), close_matches(unknown[0], known)
+        raise UserError(f"--models {shlex.quote(unknown[0])}: must be one of {allowed}{nearest}")
 
 
 def _here(arguments: Sequence[str]) -> list[str]:

@@ -11,7 +11,6 @@ eval/diagnosis.json and plots/diagnosis.png of the run, or to --output. See docs
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +27,13 @@ import torch
 from RATE_model.agent import Agent
 from RATE_model.cli.evaluation import print_table, recorded_flags
 from RATE_model.cli.limits import at_least, writable
-from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.options import exit_on_user_error
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.trajectories import FIRST_SEEN
+from RATE_model.diagnose import command
 from RATE_model.diagnose.imitation import by_step, by_time_since, copying
 from RATE_model.diagnose.probes import Probe, Sample, baseline
 from RATE_model.diagnose.recording import Recording, record, whole_episodes_of
-from RATE_model.diagnose.results import write_results
 from RATE_model.environments.contract import Environment
 from RATE_model.environments.find import environment_of
 from RATE_model.environments.table import environment as environment_named
@@ -91,10 +90,9 @@ class Options:
 
 def read_options(argv: Sequence[str] | None = None) -> Options:
     """Parse the options (None: from the command line). The run may come first, without the flag."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    return parse_options(
+    return command.read_options(
         Options,
-        argv=[*(["--run"] if words and not words[0].startswith("-") else []), *words],
+        argv,
         prog="python3 -m RATE_model.diagnose",
         description="Measure what a run's memory knows, how much it copies past actions, and where imitation fails.",
     )
@@ -252,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.manual_seed(0)
         run, found = diagnose(options)
         print_diagnosis(found)
-        write_results(NAME, found, run, options.output, functools.partial(plot_diagnosis, found))
+        command.write_results(NAME, found, run, options.output, functools.partial(plot_diagnosis, found))
 
 
 if __name__ == "__main__":

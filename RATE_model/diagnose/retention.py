@@ -10,7 +10,6 @@ go to eval/retention.json and plots/retention.png of the run, or to --output. Se
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -28,10 +27,10 @@ from torch import Tensor
 from RATE_model.agent import Agent, AgentConfig, RawSteps
 from RATE_model.cli.evaluation import evaluation_of_run, print_table
 from RATE_model.cli.limits import at_least, writable
-from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.options import exit_on_user_error
+from RATE_model.diagnose import command
 from RATE_model.diagnose.probes import Probe, Sample
 from RATE_model.diagnose.recording import vector_of
-from RATE_model.diagnose.results import write_results
 from RATE_model.environments.contract import Case, Environment, Evaluation
 from RATE_model.environments.find import environment_of
 from RATE_model.environments.table import environment as environment_named
@@ -380,10 +379,9 @@ def print_retention(found: Mapping[str, Any]) -> None:
 
 def read_options(argv: Sequence[str] | None = None) -> Options:
     """Parse the options (None: from the command line). The run may come first, without the flag."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    return parse_options(
+    return command.read_options(
         Options,
-        argv=[*(["--run"] if words and not words[0].startswith("-") else []), *words],
+        argv,
         prog="python3 -m RATE_model.diagnose.retention",
         description="Measure how long a run's agent remembers, and why it stops.",
     )
@@ -396,7 +394,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.manual_seed(0)
         run, found = examine(options)
         print_retention(found)
-        write_results(NAME, found, run, options.output, functools.partial(plot_retention, {run.name: found}))
+        command.write_results(NAME, found, run, options.output, functools.partial(plot_retention, {run.name: found}))
 
 
 if __name__ == "__main__":

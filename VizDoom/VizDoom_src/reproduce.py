@@ -208,7 +208,11 @@ def described(target_return: float, reset: bool) -> str:
 
 def mean_return_of_data(paths: Sequence[Path]) -> float:
     """Mean return of the training episodes."""
-    return float(np.concatenate([DATA.open(path).episode_returns() for path in paths]).mean())
+    returns = []
+    for path in paths:
+        with DATA.open(path) as file:
+            returns.append(file.episode_returns())
+    return float(np.concatenate(returns).mean())
 
 
 def published_table() -> str:

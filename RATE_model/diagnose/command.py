@@ -1,13 +1,23 @@
-"""Where the diagnoses of a run are written."""
+"""What the commands that examine a run share: reading its name, and writing what they find."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from RATE_model.cli.options import Config, parse_options
 from RATE_model.errors import UserError, error_reason
 from RATE_model.system.atomic import atomic_write_json
+
+
+def read_options(options: type[Config], argv: Sequence[str] | None, *, prog: str, description: str) -> Config:
+    """Parse options (`argv` None: from the command line). The run may come first, without the flag --run."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and not words[0].startswith("-"):
+        words.insert(0, "--run")
+    return parse_options(options, argv=words, prog=prog, description=description)
 
 
 def write_results(
