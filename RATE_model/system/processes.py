@@ -76,7 +76,7 @@ def in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], workers:
         yield from map(work, tasks)
         return
     with _pool(workers) as pool:
-        for done in as_completed([pool.submit(work, task) for task in tasks]):
+        for done in as_completed([pool.submit(_busy_with, work, task) for task in tasks]):
             yield done.result()
 
 
@@ -95,10 +95,10 @@ def in_order(
         return
     tasks = iter(tasks)
     with _pool(workers) as pool:
-        waiting = deque(pool.submit(work, task) for task in itertools.islice(tasks, ahead * workers))
+        waiting = deque(pool.submit(_busy_with, work, task) for task in itertools.islice(tasks, ahead * workers))
         while waiting:
             yield waiting.popleft().result()
-            waiting.extend(pool.submit(work, task) for task in itertools.islice(tasks, 1))
+            waiting.extend(pool.submit(_busy_with, work, task) for task in itertools.islice(tasks, 1))
 
 
 @contextlib.contextmanager
@@ -156,5 +156,21 @@ class _Leave(RaisedBySignal, SystemExit):
         self.code = 128 + signal.Signals[name]
 
 
+# Whether this worker process is at work on a task.
+_busy = False
+
+
+def _busy_with(work: Callable[[Task], Result], task: Task) -> Result:
+    """``work(task)``, in a worker."""
+    global _busy
+    _busy = True
+    try:
+        return work(task)
+    finally:
+        _busy = False
+
+
 def _leave(number: int, frame: FrameType | None) -> None:
+    if not _busy:  # perhaps halfway through reading a task: an exception would let the next worker read on from there
+        os._exit(128 + number)
     raise _Leave(signal.Signals(number).name)

@@ -114,3 +114,16 @@ def test_an_unwritable_path_is_refused_early(tmp_path):
         check_writable(tmp_path / "file" / "data.h5")
     with pytest.raises(UserError, match="it is a directory"):
         check_writable(tmp_path)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_only_work_is_unwound_when_workers_are_stopped(busy):
+    """An idle worker may be halfway through reading a task, of which another one would then read the rest."""
+    stop = "processes._leave(signal.SIGALRM, None)"
+    asked = f"processes._busy_with(lambda task: {stop}, 0)" if busy else stop
+    program = (
+        f"import signal\nfrom RATE_model.system import processes\n"
+        f"try:\n    {asked}\nfinally:\n    print('unwound', flush=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("unwound\n" if busy else "", "", 128 + signal.SIGALRM)
