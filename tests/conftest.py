@@ -1,5 +1,7 @@
 """Fixtures and settings of all tests."""
 
+import gc
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -24,3 +26,13 @@ def as_many_threads_as_before() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def ends_its_processes() -> Iterator[None]:
+    """A process that stays would be counted by a later test that checks that its own have ended."""
+    before = set(multiprocessing.active_children())
+    yield
+    if set(multiprocessing.active_children()) - before:
+        gc.collect()  # ends those that only a cycle of references keeps, such as an error's traceback
+    assert set(multiprocessing.active_children()) <= before

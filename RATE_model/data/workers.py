@@ -73,7 +73,7 @@ def worker_batches(loader: DataLoader) -> Iterator[Any]:
     """
     _check_file_handles(loader)
     try:
-        batches = iter(loader)
+        batches: Any = iter(loader)
     except OSError as error:
         raise TooFewResources(f"a process cannot be started: {error_reason(error)}") from error
     try:
@@ -85,7 +85,7 @@ def worker_batches(loader: DataLoader) -> Iterator[Any]:
         time.sleep(_SECONDS_TO_LEARN)  # torch interrupts this once it learns how the process ended
         raise _ended("it does not answer") from error
     finally:
-        del batches  # ends the processes now; an error would keep them alive
+        batches._shutdown_workers()  # now: an error's traceback would keep the iterator, and its processes, alive
 
 
 def _check_file_handles(loader: DataLoader) -> None:

@@ -1,5 +1,6 @@
 """Failures of loader processes end in one line, or training continues without workers."""
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -101,10 +102,12 @@ def test_a_killed_worker_is_reported_in_one_line(path):
     loader = batches(path, 2)
     next(loader)
     with pytest.raises(UserError, match="a loader process ended .*--resume auto") as error:
-        with worker_failures():  # torch may raise here, outside the loader
+        # Torch may raise outside the loader, which then stays open, and the other worker alive.
+        with worker_failures(), contextlib.closing(loader):
             os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
             list(loader)
     assert "\n" not in str(error.value)
+    assert multiprocessing.active_children() == []
 
 
 def test_a_batch_that_cannot_be_sent_is_not_waited_for(path, monkeypatch):
