@@ -2,12 +2,14 @@
 
     python3 VizDoom/VizDoom_src/reproduce.py --seeds 1 2 3
     python3 VizDoom/VizDoom_src/reproduce.py --seeds 1 2 --models LSTM MLP
+    python3 VizDoom/VizDoom_src/reproduce.py --setting auxiliary --seeds 1 2 3
+    python3 VizDoom/VizDoom_src/reproduce.py --setting recorded --seeds 1 2 3
     python3 VizDoom/VizDoom_src/reproduce.py --setting published --seeds 1 2 3
 
-The first two use config_fast.yaml, on a CPU, and write results/vizdoom.*; the last trains RATE and DT with config.yaml,
-for a GPU, and writes results/vizdoom_published.*. Finished runs are kept and interrupted ones continued, so the command
-can be repeated at any time. With `--models` the page keeps the entries of the other models, with the commit, day and
-seeds of their measurement.
+The first four use config_fast.yaml, on a CPU, and write results/vizdoom.*, vizdoom_auxiliary.* and vizdoom_recorded.*;
+the last trains RATE and DT with config.yaml, for a GPU, and writes results/vizdoom_published.*. Finished runs are kept
+and interrupted ones continued, so the command can be repeated at any time. With `--models` the page keeps the entries
+of the other models, with the commit, day and seeds of their measurement.
 """
 
 import sys
@@ -34,12 +36,20 @@ from VizDoom.VizDoom_src.evaluate import COLOURS, COLUMNS, ERRORS, TARGET_RETURN
 from VizDoom.VizDoom_src.pictures import returns_by_colour
 from VizDoom.VizDoom_src.scenario import Graphics
 
-Setting = Literal["fast", "published"]
+Setting = Literal["fast", "auxiliary", "recorded", "published"]
+FAST = ("--config", "VizDoom/VizDoom_src/config_fast.yaml")
+# The published graphics; training also predicts the colour, from what the model remembers.
+AUXILIARY = (*FAST, *"--variant published --stages 1:10 2:4 4:2 --epochs 3 --aux infos/is_red --aux_weight 1".split())
+SMALL = {label: ("--model_mode", label) for label in ("RATE", "LSTM", "MLP")}
+SMALL_AND_DT = {**SMALL, "DT": ("--model_mode", "DT", "--slide", "10")}
 STUDIES: dict[Setting, Study] = {
-    "fast": Study.of(
+    "fast": Study.of(ENVIRONMENT, FAST, SMALL),
+    "auxiliary": Study.of(ENVIRONMENT, AUXILIARY, SMALL_AND_DT, prefix="auxiliary"),
+    "recorded": Study.of(
         ENVIRONMENT,
-        ("--config", "VizDoom/VizDoom_src/config_fast.yaml"),
-        {label: ("--model_mode", label) for label in ("RATE", "LSTM", "MLP")},
+        (*AUXILIARY, "--perturbation", "0", "--learn", "recorded"),
+        SMALL_AND_DT,
+        prefix="recorded",
     ),
     "published": Study.of(
         ENVIRONMENT,
@@ -70,8 +80,9 @@ PUBLISHED = {
 class Options(PageOptions):
     """Which setting, which runs, and where they and the results go."""
 
-    # fast: RATE, LSTM and MLP with config_fast.yaml, on a CPU; published: RATE and DT with config.yaml, on a GPU if
-    # there is one
+    # fast: RATE, LSTM and MLP with config_fast.yaml, on a CPU; auxiliary: the same and DT in the published graphics,
+    # with the colour as an auxiliary objective; recorded: as auxiliary, from recorded actions instead of the expert's;
+    # published: RATE and DT with config.yaml, on a GPU if there is one
     setting: Setting = "fast"
     # Graphics, see train_vizdoom.py; none = the setting's. Other graphics have separate runs and pages
     graphics: Graphics | None = None
@@ -129,15 +140,15 @@ class Page(ControlsPage):
     def controls(self, label: str) -> dict[str, dict[str, Any]]:
         """For `CONTROLLED`, memory knocked out and, where the colour can be chosen, swapped; for RATE, another target.
 
-        Runs with the published target return get the mean return of their data, reset at every segment; all others
-        get the published one.
+        In the settings fast and published, runs with the published target return get the mean return of their data,
+        reset at every segment; all others get the published one.
         """
         found: dict[str, dict[str, Any]] = {}
         if label in CONTROLLED:
             found[f"{label}, memory knocked out"] = {"transform": knock_out_memory}
             if has_free_colour(self.config.data.scenario):
                 found[f"{label}, memories of twins exchanged"] = {"twins": True}
-        if label == "RATE":
+        if label == "RATE" and self.options.setting in ("fast", "published"):
             task = self.config.task
             as_published = task.target_return == TARGET_RETURN and not task.reset_target
             asked = round(self.data_return, 1) if as_published else TARGET_RETURN
