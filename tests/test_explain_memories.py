@@ -62,6 +62,15 @@ def test_finished_runs_are_examined_once(tmp_path, examined, capsys):
     assert len(json.loads((tmp_path / "memory_retention.json").read_text())) == 2 + len(tries)
 
 
+def test_runs_of_a_changed_command_are_examined_again(tmp_path, examined):
+    flags = ["--results_dir", str(tmp_path), "--models", "LSTM", "--seeds", "1"]
+    explain_memories.main(flags)
+    path = tmp_path / "memory_retention.json"
+    path.write_text(path.read_text().replace("--model_mode LSTM", "--model_mode LSTM --recurrent_layers 2"))
+    explain_memories.main(flags)
+    assert examined == ["LSTM_1", "LSTM_1"]
+
+
 def test_more_room_uses_the_weights_of_a_run(tmp_path, examined):
     flags = ["--results_dir", str(tmp_path), "--models", "HCAM", "--seeds", "1"]
     assert explain_memories.main(flags) == 0 and examined == ["HCAM_1", "HCAM_1"]

@@ -5,7 +5,8 @@
 
 Examines the runs that tools/reproduce_memories.py has finished, second tries among them, as
 `python3 -m RATE_model.diagnose.retention RUN` does; trains nothing. Runs whose figures are in
-results/memory_retention.json are not examined again, even if they are gone. See docs/diagnosis.md.
+results/memory_retention.json are not examined again, even if they are gone, as long as the command that trains them is
+the same. See docs/diagnosis.md.
 """
 
 import sys
@@ -23,6 +24,7 @@ import torch
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import (
     StudyOptions,
+    entry_of,
     final_results,
     merged,
     origin,
@@ -60,6 +62,11 @@ class Options(StudyOptions):
 def label_of(label: str, seed: int) -> str:
     """The label of an entry."""
     return f"{label}, seed {seed}"
+
+
+def key_of(section: Section, model: str, sizes: tuple[str, ...]) -> str:
+    """What an entry depends on: the command that trained its run, and the sizes with which it acts."""
+    return " ".join((section.study.key(model), *(("--sizes", *sizes) if sizes else ())))
 
 
 def collect(section: Section, run: Path, sizes: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -137,13 +144,14 @@ def run(options: Options) -> int:
     for label, section, model, sizes in runs:
         for seed in options.seeds:
             name = label_of(label, seed)
-            if name in document and not options.again:
+            key = key_of(section, model, sizes)
+            if entry_of(document, name, key) and not options.again:
                 continue
             if (directory := section.study.finished(model, seed, options)) is None:
                 print(f"{name}: no finished run", file=sys.stderr, flush=True)
                 continue
             torch.manual_seed(0)
-            document = merged(document, {name: collect(section, directory, sizes)}, order)
+            document = merged(document, {name: collect(section, directory, sizes) | {"command": key}}, order)
             print(f"{name}: {retention.reason(document[name])}", flush=True)
             write(document, options)
     if not document:

@@ -322,12 +322,12 @@ def write(document: dict[str, dict], options: Options) -> None:
         picture = f"{PAGE}_{name}.png"
         path = options.results_dir / picture
         plot_success_panels(panels(section, entries), path, trained=section.trained, xlabel=section.called)
-        commands = (section.study.command(label, entry["seeds"]) for label, entry in entries.items())
+        commands = (section.study.commands(entry["seeds"], [label]) for label, entry in entries.items())
         texts.append(
             f"## {section.title}\n\nSuccess rate by {section.called}, mean and standard error over seeds, measured "
             f"{origin(entries)}.\n\n![Success by {section.called}]({picture})\n\n{success_table(section, entries)}\n\n"
             f"{cost_table(entries)}\n\nCommands:\n\n"
-            + "\n".join("    python3 " + shlex.join(command) for command in commands)
+            + "\n".join(commands)
         )
     write_results(PAGE, "Memories", document, "\n\n".join(texts), options)
 

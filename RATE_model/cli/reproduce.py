@@ -218,9 +218,21 @@ class Study:
                 raise
 
     def commands(self, seeds: Sequence[int], models: Iterable[str] | None = None) -> str:
-        """The commands of these models (None: all), indented as Markdown code."""
+        """The commands of these models (None: all), indented as Markdown code; one for every range of seeds."""
         chosen = self.models if models is None else models
-        return "\n".join("    python3 " + shlex.join(self.command(label, seeds)) for label in chosen)
+        ranges = consecutive(seeds)
+        return "\n".join("    python3 " + shlex.join(self.command(label, some)) for label in chosen for some in ranges)
+
+
+def consecutive(seeds: Sequence[int]) -> list[list[int]]:
+    """Seeds in ascending order, split where one is missing."""
+    parts: list[list[int]] = []
+    for seed in sorted(seeds):
+        if parts and seed == parts[-1][-1] + 1:
+            parts[-1].append(seed)
+        else:
+            parts.append([seed])
+    return parts
 
 
 def check_models(models: Sequence[str], known: Sequence[str]) -> None:

@@ -87,7 +87,9 @@ class Batch:
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory on a GPU until what `stream` has queued now is done; see `Tensor.record_stream`."""
-        self._map(lambda value: value.record_stream(stream), kept=_ON_CPU)
+        for value in self._held(kept=_ON_CPU).values():
+            for each in value.values() if isinstance(value, dict) else (value,):
+                each.record_stream(stream)
 
     def _map(self, function: Callable[[Any], Any], kept: Collection[str] = ()) -> Batch:
         """Apply `function` to all tensors except those named in `kept`."""
@@ -95,8 +97,12 @@ class Batch:
         def changed(value: Any) -> Any:
             return {key: function(each) for key, each in value.items()} if isinstance(value, dict) else function(value)
 
+        return replace(self, **{name: changed(value) for name, value in self._held(kept).items()})
+
+    def _held(self, kept: Collection[str]) -> dict[str, Any]:
+        """The fields that hold something, without those named in `kept`."""
         held = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in kept}
-        return replace(self, **{name: changed(value) for name, value in held.items() if value is not None})
+        return {name: value for name, value in held.items() if value is not None}
 
 
 class DeviceCopies:

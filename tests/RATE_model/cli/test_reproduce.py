@@ -191,6 +191,12 @@ def test_entries_of_other_commands_do_not_count():
     assert shlex.join(STUDY.command("A", [1, 2, 3])) == STUDY.key("A") + " --start_seed 1 --end_seed 3"
 
 
+def test_commands_name_no_seed_that_was_not_measured():
+    found = STUDY.commands([1, 2, 5, 7, 8], ["A"]).splitlines()
+    ranges = [" ".join(line.split()[-4:]) for line in found]
+    assert ranges == [f"--start_seed {first} --end_seed {last}" for first, last in ((1, 2), (5, 5), (7, 8))]
+
+
 def test_controls_follow_their_model():
     labels = ["expert", "B", "A, changed", "B, knocked out", "A", "A, knocked out"]
     assert by_model(STUDY, labels) == ["A", "A, knocked out", "A, changed", "B", "B, knocked out", "expert"]
