@@ -163,6 +163,8 @@ def find_ends(
     last |= broken
     if max_steps is not None:
         notes += _limit(last, max_steps, every, some, broken)
+    elif not every and follows is None:
+        notes += _never_cut(last, some)
     _check_rows(last, 3 if one_step else 2, read)
     terminal = np.logical_or.reduce([m.last for m in some if m.kind != "timeout"] or [np.zeros(steps, bool)])
     begins = [mark.begins for mark in every if mark.begins is not None]
@@ -411,6 +413,18 @@ def _limit(last: np.ndarray, most: int, every: list[_Mark], some: list[_Mark], b
     return [
         f"does not mark truncations; {added.sum()} episodes end after {most} steps, the task's limit (first: "
         f"step {np.argmax(added)})"
+    ]
+
+
+def _never_cut(last: np.ndarray, some: list[_Mark]) -> list[str]:
+    """A note on arrays for truncations that are never set, where nothing else tells ends and no limit is known."""
+    cut = [mark for mark in some if mark.kind == "timeout"]
+    if not cut or any(mark.last.any() for mark in cut):
+        return []
+    longest = int(np.diff(np.flatnonzero(np.concatenate([[True], last[:-1], [True]]))).max())
+    return [
+        f"has '{cut[0].name}', which are never set: if episodes were cut off at a step limit, each is joined with the "
+        f"next (the longest has {longest} steps)"
     ]
 
 

@@ -23,7 +23,7 @@ from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.environments.spaces import Actions, Observations, spec_of
 from RATE_model.errors import UserError
 from RATE_model.objectives.privileged import PREFIX
-from RATE_model.own.making import MAX_STEPS, EnvironmentLike, make_environment
+from RATE_model.own.making import MAX_STEPS, EnvironmentLike, known_step_limit, make_environment
 from RATE_model.spec import EnvironmentSpec
 
 # Possible names of an episode's arrays.
@@ -126,8 +126,12 @@ class Dataset:
 
     @classmethod
     def from_hdf5(cls, path: str | Path, *, environment: EnvironmentLike | None = None) -> Dataset:
-        """From a file in this project's or D4RL's layout; see `RATE_model.data.trajectories`."""
-        file = TrajectoryFile(Path(path).expanduser())
+        """From a file in this project's or D4RL's layout; see `RATE_model.data.trajectories`.
+
+        In a file from elsewhere that does not mark truncated episodes, they end at the environment's step limit.
+        """
+        limit = None if environment is None else known_step_limit(environment)
+        file = TrajectoryFile(Path(path).expanduser(), max_episode_steps=limit)
         if environment is None and file.actions.dtype.kind in "iuf" and (file.discrete or _unit(file.actions)):
             first = {"observations": file.read(0, 1)[0], "actions": file.actions}
             observation_space, action_space = _infer_spaces([first], str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import json
@@ -14,6 +15,7 @@ from typing import Any
 import gymnasium
 import yaml
 
+from RATE_model.acting.vector import step_limit
 from RATE_model.cli.core_yaml import CoreLoader
 from RATE_model.errors import UserError
 
@@ -44,6 +46,15 @@ def maker_of(
 def make_environment(environment: EnvironmentLike, **options: Any) -> gymnasium.Env:
     """One environment; `options` are those of `maker_of`. Raises a one-line UserError if it cannot be made."""
     return maker_of(environment, **options)()
+
+
+def known_step_limit(environment: EnvironmentLike) -> int | None:
+    """The most steps of an episode; None without a limit. Raises a one-line UserError if it cannot be made."""
+    with contextlib.closing(make_environment(environment)) as made:
+        try:
+            return step_limit(made)
+        except UserError:
+            return None
 
 
 def name_of(environment: EnvironmentLike | None) -> str | None:

@@ -136,6 +136,14 @@ def test_episodes_end_at_the_limit_without_truncation_marks():
     assert np.flatnonzero(full.last).tolist() == [3, 7] and not full.terminal.any()
 
 
+def test_truncation_marks_that_are_never_set_are_noted_without_a_limit():
+    marks = {"terminals": TERMINAL, "timeouts": np.zeros(STEPS)}
+    (note,) = find_ends(marks, STEPS).notes
+    longest = np.diff(np.flatnonzero(np.concatenate([[True], TERMINAL[:-1], [True]]))).max()
+    assert "'timeouts', which are never set" in note and f"the longest has {longest} steps" in note
+    assert find_ends(marks | {"is_last": LAST}, STEPS).notes == () == find_ends({"terminals": TERMINAL}, STEPS).notes
+
+
 @pytest.mark.parametrize("marks", [{"timeouts": LAST & ~TERMINAL}, {"is_last": LAST}, {"episode_id": NUMBER}])
 def test_marked_episodes_may_not_exceed_the_limit(marks):
     with pytest.raises(UnclearEnds, match="has 6 steps in episode 2, 7 to 12; an episode has at most 5"):

@@ -330,3 +330,17 @@ def test_actions_of_any_range_survive_a_file(tmp_path):
         Dataset.from_minari(folder),
     ):
         np.testing.assert_allclose(again.trajectories.actions, dataset.trajectories.actions, atol=1e-6)
+
+
+def test_unmarked_truncations_end_at_the_limit_of_the_environment(tmp_path, capsys):
+    """As in D4RL's first Hopper files. Without the environment the limit is unknown, which a note says."""
+    steps, path = 600, tmp_path / "data.hdf5"
+    with h5py.File(path, "w") as file:
+        file["observations"], file["rewards"] = np.zeros((steps, 3), np.float32), np.ones(steps)
+        file["actions"] = np.zeros((steps, 1), np.float32)
+        file["terminals"], file["timeouts"] = np.arange(steps) == 249, np.zeros(steps, bool)
+    known = Dataset.from_hdf5(path, environment="Pendulum-v1")
+    assert known.trajectories.lengths.tolist() == [200, 50, 200]
+    assert "3 episodes" in repr(known) and "end after 200 steps" in capsys.readouterr().out
+    Dataset.from_hdf5(path)
+    assert "'timeouts', which are never set" in capsys.readouterr().out
