@@ -9,6 +9,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.video import check_drawable, record_videos
 from RATE_model.agent import Agent
@@ -207,6 +209,15 @@ def evaluation_of_run(environment: Environment, run: Path, *, device: str = "cpu
     checkpoint, flags = resolve_checkpoint(run), recorded_flags(environment, run)
     agent = environment.load_agent(checkpoint, flags, {}, device=pick_device(device))
     return evaluation_of(environment, agent, flags, run=run, **{"cases": (None,)} | changes)
+
+
+def check_cases(evaluation: Evaluation) -> None:
+    """Raise a `UserError` for the first case that the environment does not have, as typed after `--cases`."""
+    for case in evaluation.cases:
+        try:
+            evaluation.environment.vector(np.array([case]), evaluation.options).close()
+        except UserError as error:
+            raise UserError(f"--cases {case}: {error}") from None
 
 
 def read_options(environment: Environment, argv: Sequence[str] | None = None) -> tuple[Any, dict[str, Any]]:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from RATE_model.agent import Agent, AgentConfig, RawSteps
-from RATE_model.cli.evaluation import evaluation_of_run, print_table
+from RATE_model.cli.evaluation import check_cases, evaluation_of_run, print_table
 from RATE_model.cli.limits import at_least, writable
 from RATE_model.cli.options import exit_on_user_error
 from RATE_model.diagnose import command
@@ -287,6 +287,8 @@ def examine(options: Options, *, outcomes: Mapping[Case, float] | None = None) -
         )
     cases = sorted(outcomes or options.cases or environment.training_cases(config, final=True))
     evaluation = evaluation_of_run(environment, checkpoint, device=options.device, cases=cases, episodes=options.pairs)
+    if options.cases:
+        check_cases(evaluation)
     if options.sizes:
         sizes = {name: int(value) for name, _, value in (text.partition("=") for text in options.sizes)}
         evaluation = replace(evaluation, agent=resized(evaluation.agent, sizes))

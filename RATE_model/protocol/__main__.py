@@ -23,7 +23,13 @@ from typing import Any
 if __name__ == "__main__":
     import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
-from RATE_model.cli.evaluation import evaluation_of_run, print_table, recorded_evaluation_flags, recorded_flags
+from RATE_model.cli.evaluation import (
+    check_cases,
+    evaluation_of_run,
+    print_table,
+    recorded_evaluation_flags,
+    recorded_flags,
+)
 from RATE_model.cli.limits import at_least, each_once, writable
 from RATE_model.cli.options import Boolean, check_choice, exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import StudyOptions
@@ -188,7 +194,10 @@ def evaluation_for(environment: Environment, run: Path, options: Options) -> tup
             raise UserError(
                 f"--cases {' '.join(options.cases)}: {environment.name} has cases such as {cases[0]}"
             ) from None
-    return replace(evaluation, cases=tuple(cases), targets=tuple(evaluation.targets[:1])), notes
+    evaluation = replace(evaluation, cases=tuple(cases), targets=tuple(evaluation.targets[:1]))
+    if options.cases:
+        check_cases(evaluation)
+    return evaluation, notes
 
 
 def examine_runs(environment: Environment, name: str, runs: Sequence[Path], options: Options) -> Examined:

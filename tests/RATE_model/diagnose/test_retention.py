@@ -180,6 +180,12 @@ def test_what_cannot_be_examined_is_reported(run, capsys, monkeypatch, flags, me
     assert message in capsys.readouterr().err
 
 
+def test_an_impossible_case_is_refused_by_its_flag(run, capsys):
+    with pytest.raises(SystemExit, match="^2$"):
+        main([str(run), *ENV, "--cases", "9", "1"])
+    assert "--cases 1: T-Maze: corridor_length is -1; it must be at least 1" in capsys.readouterr().err
+
+
 def test_pairs_are_played_side_by_side(run, capsys, monkeypatch):
     """Otherwise snapshots would hold the memories of the first rows only."""
     monkeypatch.setattr(TMaze, "max_environments", 14)

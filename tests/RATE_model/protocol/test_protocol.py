@@ -94,6 +94,7 @@ def test_untrained_settings_are_noted(run, tmp_path, capsys):
 def test_unsuitable_runs_are_refused(run, tmp_path, capsys):
     assert "--checkpoint is missing" in fails(capsys)
     assert "--cases x: T-Maze has cases such as 9" in fails(capsys, "--checkpoint", run, "--cases", "x")
+    assert "--cases 1: T-Maze: corridor_length is -1" in fails(capsys, "--checkpoint", run, "--cases", "9", "1")
     assert "--play hint_steps: write flag=value" in fails(capsys, "--checkpoint", run, "--play", "hint_steps")
     assert "has a memory; give a run" in fails(capsys, "--checkpoint", run, "--control", run, "--cases", "9")
     assert "environment.json is missing or damaged" in fails(capsys, "--checkpoint", tmp_path)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from RATE_model.errors import UserError
 from RATE_model.system import distributed
 from RATE_model.system.precision import autocast, pick_device, uses_bfloat16
 
@@ -60,3 +61,10 @@ def test_a_chosen_gpu_becomes_the_current_one(monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda *_, **options: probe if options["device"] == "cuda:1" else None)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     assert [pick_device("cuda:1"), pick_device("1")] == chosen == [device, device]
+
+
+@pytest.mark.parametrize("name", ["gpu", "mps", "cuda:x", "meta"])
+def test_an_unusable_device_is_refused_in_a_short_line(name):
+    with pytest.raises(UserError, match=f"--device {name}: .*; give auto, cpu, cuda or cuda:N$") as error:
+        pick_device(name)
+    assert len(str(error.value)) < 180 and "\n" not in str(error.value)
