@@ -89,7 +89,7 @@ def ale_py() -> ModuleType:
     try:
         package = importlib.import_module("ale_py")
     except ImportError as error:
-        raise UserError("Atari games need the package ale-py: pip install -e '.[atari]'") from error
+        raise UserError("Atari games need the package ale-py: pip install -c constraints.txt -e '.[atari]'") from error
     package.ALEInterface.setLoggerMode(package.LoggerMode.Error)
     return package
 

@@ -59,7 +59,7 @@ def training_of(robot: Robot, seed: int = 0, round_steps: int = ROUND_STEPS) -> 
         round_steps=round_steps,
         log_std_init=_LOG_STD[robot.name],
         about={"robot": robot.name},
-        install="pip install -e '.[mujoco]'",
+        install="pip install -c constraints.txt -e '.[mujoco]'",
     )
 
 

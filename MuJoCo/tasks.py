@@ -133,7 +133,9 @@ def make_environment(robot: Robot, version: Version = "v4", **rendering: Any) ->
     try:
         mujoco = importlib.import_module("mujoco")
     except ImportError as error:
-        raise UserError(f"{robot.environment_id(version)} needs MuJoCo: pip install -e '.[mujoco]'") from error
+        raise UserError(
+            f"{robot.environment_id(version)} needs MuJoCo: pip install -c constraints.txt -e '.[mujoco]'"
+        ) from error
     except Exception as error:  # it loads the backend named by MUJOCO_GL, whose absence raises various errors
         backend = os.environ.get("MUJOCO_GL")
         raise UserError(f"MuJoCo cannot be loaded with MUJOCO_GL={backend} ({error}): unset MUJOCO_GL") from error

@@ -22,11 +22,12 @@ if __name__ == "__main__":  # started as a script
 import numpy as np
 
 from RATE_model.cli.limits import at_least, at_most
-from RATE_model.cli.options import Boolean, close_matches, exit_on_user_error, parse_options
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import (
     Study,
     StudyOptions,
     cell,
+    check_models,
     entry_of,
     final_results,
     merged,
@@ -83,9 +84,7 @@ class Options(StudyOptions):
         for bits in self.bits:
             at_least(1, bits=bits)
             at_most(MOST_BITS, bits=bits)
-        if unknown := sorted(set(self.models) - MODELS.keys()):
-            nearest = close_matches(unknown[0], list(MODELS))
-            raise UserError(f"--models '{unknown[0]}': must be one of {', '.join(map(repr, MODELS))}{nearest}")
+        check_models(self.models, list(MODELS))
 
 
 def study(bits: int) -> Study:

@@ -326,8 +326,7 @@ def write(document: dict[str, dict], options: Options) -> None:
         texts.append(
             f"## {section.title}\n\nSuccess rate by {section.called}, mean and standard error over seeds, measured "
             f"{origin(entries)}.\n\n![Success by {section.called}]({picture})\n\n{success_table(section, entries)}\n\n"
-            f"{cost_table(entries)}\n\nCommands:\n\n"
-            + "\n".join(commands)
+            f"{cost_table(entries)}\n\nCommands:\n\n" + "\n".join(commands)
         )
     write_results(PAGE, "Memories", document, "\n\n".join(texts), options)
 

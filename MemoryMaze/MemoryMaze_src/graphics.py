@@ -18,7 +18,7 @@ from RATE_model.errors import UserError
 from RATE_model.system import offscreen
 
 VARIABLE = "MUJOCO_GL"
-INSTALL_HINT = "pip install -e '.[memory-maze]'"
+INSTALL_HINT = "pip install -c constraints.txt -e '.[memory-maze]'"
 if sys.version_info >= (3, 13):
     INSTALL_HINT += " with Python 3.11 or 3.12 (labmaze, which it needs, has no wheels for later ones)"
 

@@ -119,7 +119,7 @@ def minigrid_package() -> ModuleType:
         import minigrid.envs.memory
     except ImportError as error:
         raise UserError(
-            f"Minigrid-Memory needs the package minigrid ({error}): pip install -e '.[minigrid]'"
+            f"Minigrid-Memory needs the package minigrid ({error}): pip install -c constraints.txt -e '.[minigrid]'"
         ) from error
     return minigrid
 

@@ -48,7 +48,7 @@ def vizdoom() -> ModuleType:
         import vizdoom as package
     except ImportError as error:
         raise UserError(
-            f"ViZDoom-Two-Colors needs the package vizdoom ({error}): pip install -e '.[vizdoom]'"
+            f"ViZDoom-Two-Colors needs the package vizdoom ({error}): pip install -c constraints.txt -e '.[vizdoom]'"
         ) from error
     return package
 

@@ -60,7 +60,7 @@ def test_the_games_are_those_of_the_table():
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ale_py", None)
-    with pytest.raises(UserError, match=r"pip install -e '\.\[atari\]'"):
+    with pytest.raises(UserError, match=r"pip install -c constraints.txt -e '\.\[atari\]'"):
         AtariEnv("Breakout")
     assert games.game("Breakout").actions == 4, "what is known of the four needs no package"
 

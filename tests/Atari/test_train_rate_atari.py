@@ -224,7 +224,7 @@ def test_mistakes_are_reported_and_create_nothing(mistake, here, capsys):
 def test_missing_ale_py_is_reported_before_training(here, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ale_py", None)
     said = commands.error_of(capsys, here, train_rate_atari.main, [*TINY, *places(here)])
-    assert "pip install -e '.[atari]'" in said
+    assert "pip install -c constraints.txt -e '.[atari]'" in said
     assert train(here, *NO_EVALUATION) == 0, "it is needed for acting alone"
     said = commands.error_of(capsys, here, train_rate_atari.main, [*TINY, *places(here), "--game", "Brakeout"])
     assert "--game Brakeout: Breakout, Qbert, Seaquest, Pong are described here" in said and "pip install" in said

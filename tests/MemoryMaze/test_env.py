@@ -258,7 +258,7 @@ def test_a_missing_package_is_named(fresh, monkeypatch, missing):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else object())
     with pytest.raises(UserError, match=r"needs the package memory.maze|needs the package " + missing) as caught:
         fresh()
-    assert "pip install -e '.[memory-maze]'" in str(caught.value)
+    assert "pip install -c constraints.txt -e '.[memory-maze]'" in str(caught.value)
 
 
 @drawn

@@ -274,4 +274,6 @@ def test_missing_package_is_reported_before_making_data(flags, tmp_path, monkeyp
             [*TINY, "--output_dir", str(tmp_path / "runs"), "--data_dir", str(tmp_path / "data"), *flags]
         )
     printed, errors = capsys.readouterr()
-    assert not printed and "pip install -e '.[memory-maze]'" in errors and not list(tmp_path.iterdir())
+    assert (
+        not printed and "pip install -c constraints.txt -e '.[memory-maze]'" in errors and not list(tmp_path.iterdir())
+    )

@@ -285,7 +285,7 @@ def test_without_minigrid_the_extra_is_named():
         "try:\n    MinigridMemoryEnv(13)\nexcept UserError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install -e '.[minigrid]'" in done.stdout
+    assert "pip install -c constraints.txt -e '.[minigrid]'" in done.stdout
 
 
 def test_limits_and_horizons():

@@ -316,4 +316,4 @@ def test_missing_package_is_reported_before_making_data(flags, tmp_path, monkeyp
     with pytest.raises(SystemExit, match="^2$"):
         train_minigridmemory.main([*TINY, *places(tmp_path), *flags])
     printed, errors = capsys.readouterr()
-    assert not printed and "pip install -e '.[minigrid]'" in errors and not list(tmp_path.iterdir())
+    assert not printed and "pip install -c constraints.txt -e '.[minigrid]'" in errors and not list(tmp_path.iterdir())

@@ -227,9 +227,9 @@ def test_bad_flags(flags, message, capsys, tmp_path):
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
-    with pytest.raises(UserError, match=r"stable-baselines3: pip install -e '\.\[mujoco\]'"):
+    with pytest.raises(UserError, match=r"stable-baselines3: pip install -c constraints.txt -e '\.\[mujoco\]'"):
         generate(options(tmp_path))
     monkeypatch.setitem(sys.modules, "mujoco", None)
-    with pytest.raises(UserError, match=r"Hopper-v4 needs MuJoCo: pip install -e '\.\[mujoco\]'"):
+    with pytest.raises(UserError, match=r"Hopper-v4 needs MuJoCo: pip install -c constraints.txt -e '\.\[mujoco\]'"):
         generate(options(tmp_path))
     assert not list(tmp_path.iterdir())

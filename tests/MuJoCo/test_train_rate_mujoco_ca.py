@@ -203,7 +203,9 @@ def test_data_of_another_robot_is_refused(here, capsys):
 def test_missing_mujoco_is_reported_before_training(here, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mujoco", None)
     flags = [*TINY, *places(here), "--env_id", "6"]
-    assert "pip install -e '.[mujoco]'" in commands.error_of(capsys, here, train_rate_mujoco_ca.main, flags)
+    assert "pip install -c constraints.txt -e '.[mujoco]'" in commands.error_of(
+        capsys, here, train_rate_mujoco_ca.main, flags
+    )
     assert train(here, "--env_id", "6", *NO_EVALUATION) == 0, "it is needed for acting alone"
 
 

@@ -114,5 +114,5 @@ def test_damaged_cache_file_is_recomputed():
 
 def test_without_vizdoom_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "vizdoom", None)
-    with pytest.raises(UserError, match=r"pip install -e '\.\[vizdoom\]'"):
+    with pytest.raises(UserError, match=r"pip install -c constraints.txt -e '\.\[vizdoom\]'"):
         play_baselines(**SHORT)

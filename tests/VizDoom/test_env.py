@@ -348,7 +348,7 @@ def test_without_vizdoom_the_extra_is_named():
         "try:\n    VizDoomTwoColorsEnv().reset()\nexcept UserError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install -e '.[vizdoom]'" in done.stdout
+    assert "pip install -c constraints.txt -e '.[vizdoom]'" in done.stdout
 
 
 def test_gymnasium_makes_and_accepts_it():

@@ -253,5 +253,5 @@ def test_one_dead_engine_does_not_change_results(monkeypatch, engines):
 
 def test_without_vizdoom_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "vizdoom", None)
-    with pytest.raises(UserError, match=r"pip install -e '\.\[vizdoom\]'"):
+    with pytest.raises(UserError, match=r"pip install -c constraints.txt -e '\.\[vizdoom\]'"):
         play(small_model(spec=SPEC), **SHORT)

@@ -309,7 +309,7 @@ def test_images_of_another_size_are_named(data, tmp_path, capsys):
 def test_missing_vizdoom_is_reported_before_creating_anything(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "vizdoom", None)
     message = commands.error_of(capsys, tmp_path, train_vizdoom.main, [*TINY, *places(tmp_path), *flags])
-    assert "pip install -e '.[vizdoom]'" in message
+    assert "pip install -c constraints.txt -e '.[vizdoom]'" in message
 
 
 def test_existing_data_can_be_trained_on_without_vizdoom(data, tmp_path, monkeypatch):
