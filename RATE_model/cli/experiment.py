@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +31,7 @@ from RATE_model.data.batch import BatchTransform
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.loader import EpochSampler
 from RATE_model.errors import UserError
+from RATE_model.loading import load_for
 from RATE_model.memories import MEMORIES
 from RATE_model.objectives.auxiliary import RETURN, Auxiliary, check_transform
 from RATE_model.objectives.privileged import Privileged, infos_of, with_infos
@@ -38,6 +39,7 @@ from RATE_model.spec import EnvironmentSpec
 from RATE_model.system import distributed
 from RATE_model.system.interrupts import Interrupts
 from RATE_model.system.precision import pick_device
+from RATE_model.training.checkpoints import resolve_checkpoint
 from RATE_model.training.curriculum import AdaptiveStages, FixedStages
 from RATE_model.training.loop import Evaluate, Fit, StageData, load_to_resume
 from RATE_model.training.optimization import RisingCosine, Schedule, decay_over, initialise_as_published, late_linear
@@ -89,6 +91,7 @@ _BEFORE: dict[str, Any] = {
     "oracle": [],
     "driver": None,
     "add_data": [],
+    "init_from": None,
 }
 
 
@@ -144,6 +147,58 @@ def check_calibration(train: TrainOptions, spec: EnvironmentSpec) -> None:
     """Raise `UserError`, before any data is made, if there is no image encoder to calibrate."""
     if train.calibrate and not spec.is_image:
         raise UserError("--calibrate true: observations are not images; leave it out")
+
+
+def initial_agent(path: Path, model: AgentConfig, spec: EnvironmentSpec) -> Agent:
+    """The agent that `--init_from` names, as the start of a new run. It keeps its normalisation.
+
+    Args:
+        path: a run or a checkpoint.
+        model, spec: of the new run. Sizes that no weight depends on, such as dropout, may differ.
+
+    Raises:
+        UserError: there is no such checkpoint, or its memory, sizes, observations or actions differ.
+    """
+    try:
+        trained = load_for(resolve_checkpoint(path), spec)
+    except UserError as error:
+        raise UserError(f"--init_from: {error}") from None
+    if trained.config.memory != model.memory:
+        raise UserError(
+            f"--init_from {path}: has the memory {trained.config.memory}, not {model.memory} (--model_mode)"
+        )
+    network = Agent(model, trained.spec)
+    try:
+        network.load_state_dict(trained.state_dict())
+    except RuntimeError:
+        old, new = asdict(trained.config.sizes), asdict(model.sizes)
+        differing = [f"{name} {old[name]} (here {new[name]})" for name in new if old[name] != new[name]]
+        raise UserError(
+            f"--init_from {path}: its weights do not fit this model; it was trained with {', '.join(differing)}"
+        ) from None
+    return network
+
+
+def check_initial(config: Config, run: Run, model: AgentConfig, spec: EnvironmentSpec) -> None:
+    """Raise `UserError`, before any data is made, if a new run cannot start with the weights of `--init_from`."""
+    if config.train.init_from is not None and run.checkpoint is None:
+        initial_agent(config.train.init_from, model, spec)
+
+
+def _new_agent(train: TrainOptions, run: Run, model: AgentConfig, spec: EnvironmentSpec) -> Agent:
+    """The agent to train, with random weights or those of `--init_from`."""
+    if train.init_from is None:
+        network = Agent(model, spec)
+        if train.initialisation == "published":
+            initialise_as_published(network)
+        return network
+    network = initial_agent(run.checkpoint or train.init_from, model, spec)
+    if network.spec.oracle != spec.oracle:
+        seen = " ".join(f"infos/{kind.name}" for kind in network.spec.oracle) or "none"
+        raise UserError(f"--init_from {train.init_from}: was trained with --oracle {seen}; give the same")
+    if run.checkpoint is None and distributed.is_first():
+        print(f"starting with the weights of {resolve_checkpoint(train.init_from)}", flush=True)
+    return network
 
 
 def _check_windows(
@@ -374,21 +429,19 @@ def train_run(
     data = _with_privileged(config.train, data, transform)
     oracle = _oracle(config.train, data(curriculum.last_stage)[0])
     torch.manual_seed(run.seed)
-    network = Agent(model, replace(spec, oracle=tuple(each.kind for each in oracle)))
+    network = _new_agent(config.train, run, model, replace(spec, oracle=tuple(each.kind for each in oracle)))
     if config.model.budget != "none":
         count = sum(parameter.numel() for parameter in network.memory.parameters())
         print(
             f"--budget {config.model.budget}: --d_model {model.sizes.d_model}, {count:,} memory parameters",
             flush=True,
         )
-    if config.train.initialisation == "published":
-        initialise_as_published(network)
     network = network.to(device)
-    if config.train.calibrate:
-        network.encoder.calibrate(_some_observations(data(curriculum.segments)[0], device))
-
-    for array, seen in zip(network.encoder.oracle.arrays if oracle else (), oracle, strict=True):
-        array.load_state_dict(seen.state_dict())
+    if config.train.init_from is None:
+        if config.train.calibrate:
+            network.encoder.calibrate(_some_observations(data(curriculum.segments)[0], device))
+        for array, seen in zip(network.encoder.oracle.arrays if oracle else (), oracle, strict=True):
+            array.load_state_dict(seen.state_dict())
     auxiliary = _auxiliary(config.train, network, data(curriculum.last_stage)[0])
 
     _check_windows(config.train, network, data(curriculum.segments), transform)

@@ -264,6 +264,9 @@ class TrainOptions(Ranged):
     # Initial weights. scaled: image encoders preserve the scale of their input and memory tokens differ; published:
     # PyTorch defaults and identical memory tokens
     initialisation: Literal["scaled", "published"] = "scaled"
+    # Start with the weights of this run (its newest checkpoint) or checkpoint instead of random ones: fine-tuning, or
+    # the next round of DAgger. The optimizer, the schedule and auxiliary objectives start anew
+    init_from: Path | None = None
     # Clip the gradient at this norm
     grad_norm_clip: Positive = 1.0
     # Split each batch into this many parts to save memory; the gradient is the same

@@ -33,9 +33,12 @@ def main(environment: Environment, argv: Sequence[str] | None = None) -> int:
 def check(environment: Environment, config: Any, seed: int) -> Run:
     """The new or resumed run of a seed. Creates nothing; raises UserError if there is a problem."""
     environment.check(config)
-    experiment.check_calibration(config.train, environment.spec(to_flat_dict(config)))
+    spec = environment.spec(to_flat_dict(config))
+    experiment.check_calibration(config.train, spec)
     directory = run_directory(environment, config, seed)
-    return experiment.check(config, directory, seed, before=environment.before)
+    run = experiment.check(config, directory, seed, before=environment.before)
+    experiment.check_initial(config, run, config.agent_config(), spec)
+    return run
 
 
 def run_directory(environment: Environment, config: Any, seed: int) -> Path:

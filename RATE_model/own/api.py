@@ -113,6 +113,7 @@ def train(
     if not str(output_dir):
         raise UserError("output_dir is empty: name a directory")
     run = experiment.check(config, Path(output_dir).expanduser(), seed)
+    experiment.check_initial(config, run, config.agent_config(), data.spec())
     try:
         return TrainedRun(run.directory, training.train(own, config, run))
     except KeyboardInterrupt as interruption:

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import yaml
+from torch.testing import assert_close
 
 from RATE_model import Dataset, UserError, evaluate, load_agent, train
 from RATE_model.acting.controls import knock_out_memory
@@ -64,6 +66,43 @@ def test_run_continues_and_is_not_overwritten(run):
         train(data, **PLACE, output_dir=run.directory, **TINY)
     more = train(data, **PLACE, output_dir=run.directory, **TINY | {"epochs": 3}, resume="auto")
     assert more.result["optimizer_steps"] > run.result["optimizer_steps"]
+
+
+def test_a_run_starts_with_the_weights_of_another(run, tmp_path, capsys):
+    """And with its normalisation, which the new data does not change. To resume, the other run is not needed."""
+    old = Path(shutil.copytree(run.directory, tmp_path / "old"))
+    data = Dataset.from_episodes([each | {"rewards": 5 * each["rewards"]} for each in episodes()])
+    given = TINY | {"learning_rate": 1e-9, "epochs": 1, "init_from": str(old), "weight_decay": 0}
+    tuned = train(data, output_dir=tmp_path / "new", **given)
+    assert f"starting with the weights of {old}" in capsys.readouterr().out
+    before, after = load_agent(old), tuned.agent()
+    assert before.spec == after.spec and data.spec().return_scale != after.spec.return_scale
+    assert_close(after.state_dict(), before.state_dict(), rtol=0, atol=1e-6)
+    fresh = train(data, output_dir=tmp_path / "fresh", seed=2, **{**given, "init_from": None}).agent()
+    with pytest.raises(AssertionError):
+        assert_close(fresh.state_dict(), before.state_dict(), rtol=0, atol=1e-2)
+    shutil.rmtree(old)
+    more = train(data, output_dir=tmp_path / "new", **given | {"epochs": 2}, resume="auto")
+    assert more.result["optimizer_steps"] > tuned.result["optimizer_steps"] and more.agent().spec == before.spec
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"memory": "GRU", "context_length": 2}, "has the memory RATE, not GRU"),
+        (TINY | {"d_model": 32}, r"its weights do not fit this model; it was trained with d_model 16 \(here 32\)"),
+        (TINY | {"init_from": "nowhere"}, "init_from: nowhere does not exist; give a run directory"),
+        (TINY | {"data": "other"}, r"was trained in another environment: its observation_shape"),
+    ],
+)
+def test_unsuitable_weights_are_refused(run, tmp_path, given, message):
+    made = [each | {"observations": np.tile(each["observations"], 2)} for each in episodes()]
+    data = Dataset.from_episodes(made if "data" in given else episodes())
+    flags = {"init_from": str(run.directory), **given}
+    flags.pop("data", None)
+    with pytest.raises(UserError, match=message):
+        train(data, output_dir=tmp_path / "new", **flags)
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_environment_is_needed(tmp_path):
