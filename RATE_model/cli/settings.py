@@ -265,7 +265,7 @@ class TrainOptions(Ranged):
     # PyTorch defaults and identical memory tokens
     initialisation: Literal["scaled", "published"] = "scaled"
     # Start with the weights of this run (its newest checkpoint) or checkpoint instead of random ones: fine-tuning, or
-    # the next round of DAgger. The optimizer, the schedule and auxiliary objectives start anew
+    # the next round of DAgger. The optimizer, the schedule and auxiliary objectives start from scratch
     init_from: Path | None = None
     # Clip the gradient at this norm
     grad_norm_clip: Positive = 1.0
