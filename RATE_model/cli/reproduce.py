@@ -454,8 +454,8 @@ def by_model(study: Study, labels: Iterable[str]) -> list[str]:
     models = list(study.models)
 
     def place(label: str) -> int:
-        owner = label if label in models else label.partition(", ")[0]
-        return models.index(owner) if owner in models else len(models)
+        owners = [model for model in models if f"{label}, ".startswith(f"{model}, ")]
+        return models.index(max(owners, key=len)) if owners else len(models)
 
     return sorted(labels, key=place)
 

@@ -173,9 +173,9 @@ def test_small_settings_in_published_graphics_have_pages(asked, tmp_path, settin
     """Their agents are asked for one return only; the colour of an episode cannot be set."""
     reproduce.main(["--setting", setting, "--seeds", "1", "2", "--results_dir", str(tmp_path / "results")])
     page = (tmp_path / "results" / f"vizdoom_{setting}.md").read_text()
-    assert "| DT | 41.5 ± 0.5 |" in page and "Variant `published`" in page
+    assert "| DT | 51.5 ± 0.5 |" in page and "Variant `published`" in page
     assert "| RATE, memory knocked out | 3.0" in page and "56.5 |" not in page.partition("| published |")[0]
-    assert len(asked) == 4 and f"--ckpt_folder {setting}_mlp" in page
+    assert len(asked) == 6 and f"--ckpt_folder {setting}_mlp" in page
     recorded = {setting: study.setting().data.learn for setting, study in reproduce.STUDIES.items()}
     assert recorded["auxiliary"] == "expert" and recorded["recorded"] == "recorded"
 

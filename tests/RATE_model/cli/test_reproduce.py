@@ -198,8 +198,10 @@ def test_commands_name_no_seed_that_was_not_measured():
 
 
 def test_controls_follow_their_model():
-    labels = ["expert", "B", "A, changed", "B, knocked out", "A", "A, knocked out"]
-    assert by_model(STUDY, labels) == ["A", "A, knocked out", "A, changed", "B", "B, knocked out", "expert"]
+    changed = ["A, changed", "A, changed, knocked out"]
+    labels = ["expert", "B", changed[1], changed[0], "B, knocked out", "A", "A, knocked out"]
+    ordered = by_model(STUDY, labels)
+    assert ordered == ["A", "A, knocked out", *reversed(changed), "B", "B, knocked out", "expert"]
 
 
 def test_only_selected_models_are_run(monkeypatch):
