@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from RATE_model.loading import load_agent, load_model
     from RATE_model.memories import MEMORIES, MODES
     from RATE_model.memories.contract import Memory, MemoryConfig, State, Stepper, Steps
-    from RATE_model.own.api import evaluate, train
+    from RATE_model.own.api import Result, TrainedRun, evaluate, train
     from RATE_model.own.dataset import Dataset
     from RATE_model.spec import EnvironmentSpec
     from RATE_model.training.checkpoints import resolve_checkpoint
@@ -40,7 +40,7 @@ _PUBLIC = {
     "memories": ("MEMORIES", "MODES"),
     "memories.contract": ("Memory", "MemoryConfig", "State", "Stepper", "Steps"),
     "environments.contract": ("Environment", "Evaluation"),
-    "own.api": ("evaluate", "train"),
+    "own.api": ("Result", "TrainedRun", "evaluate", "train"),
     "own.dataset": ("Dataset",),
     "spec": ("EnvironmentSpec",),
     "training.checkpoints": ("resolve_checkpoint",),
@@ -62,9 +62,11 @@ __all__ = [  # imported on first use
     "Evaluation",
     "Memory",
     "MemoryConfig",
+    "Result",
     "State",
     "Stepper",
     "Steps",
+    "TrainedRun",
     "Trainer",
     "TrajectoryFile",
     "TrajectoryWriter",

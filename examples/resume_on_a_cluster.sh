@@ -4,8 +4,8 @@
 #     sbatch --array=1-5 --time=01:00:00 --signal=B:TERM@60 --requeue examples/resume_on_a_cluster.sh data.h5 CartPole-v1
 #
 # The same command starts a run and continues it: --resume auto. A signal (SIGTERM, SIGINT, SIGUSR1) makes training save
-# its state between two batches and exit with 128 + its number; the job then asks to be queued again. Without Slurm the
-# script trains seed 1 here and now.
+# its state between two batches and exit with 128 + its number; the job then asks to be queued again. A run that crashes is
+# not queued again. Without Slurm the script trains seed 1 here and now.
 set -u
 data=$1
 env=$2
@@ -14,14 +14,15 @@ seed=${SLURM_ARRAY_TASK_ID:-1}
 
 python3 -m RATE_model.train --data "$data" --env "$env" --seed "$seed" --resume auto "$@" &
 child=$!
-trap 'kill -TERM $child' TERM INT USR1
+stopped=
+trap 'stopped=yes; kill -TERM $child' TERM INT USR1
 wait $child
 code=$?
 while kill -0 $child 2>/dev/null; do # the signal ended the first wait: the run is saving its state
     wait $child
     code=$?
 done
-if [ "$code" -gt 128 ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+if [ -n "$stopped" ] && [ "$code" -gt 128 ] && [ -n "${SLURM_JOB_ID:-}" ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $code

@@ -119,6 +119,17 @@ def test_vector_equals_single_environments(name, environment):
     rows.close()
 
 
+def test_published_training_has_unperturbed_data(environment, tmp_path):
+    """It learns from recorded actions, those of a flawed expert included."""
+    if not environment.published:
+        pytest.skip("has no published training")
+    flaws = getattr(environment.config().data, "flaws", ())
+    setting = tmp_path / "setting.yaml"
+    setting.write_text("".join(f"{name}: 0.5\n" for name in flaws) or "text: any\n")
+    flags = to_flat_dict(environment.read_config(["--config", str(setting), "--published", "true"]))
+    assert [flags[name] for name in flaws] == [0.0] * len(flaws)
+
+
 def test_seeds_are_distinct_and_never_those_of_data(environment):
     counts = environment.episode_counts
     seeds = environment.seeds(counts[-1])

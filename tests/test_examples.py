@@ -57,3 +57,14 @@ def test_resume_on_a_cluster(tmp_path):
         done = subprocess.run(command, cwd=tmp_path, env=where, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert [path.name for path in (tmp_path / "runs" / "ckpt").iterdir()][0].endswith("_RUN_1")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script")
+@pytest.mark.parametrize(("training", "queued"), [("exit 137", False), ("kill -TERM $PPID; sleep 1; exit 143", True)])
+def test_only_a_stopped_job_is_queued_again(tmp_path, training, queued):
+    for name, text in {"python3": training, "scontrol": f"touch {tmp_path}/queued"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    where = {**ENVIRONMENT, "PATH": f"{tmp_path}:{ENVIRONMENT['PATH']}", "SLURM_JOB_ID": "1"}
+    done = subprocess.run(["sh", str(EXAMPLES / "resume_on_a_cluster.sh"), "data.h5", "Any-v1"], env=where)
+    assert done.returncode > 128 and (tmp_path / "queued").exists() == queued

@@ -107,6 +107,9 @@ class MinigridMemory(Environment):
     # See docs/deviations.md
     published = PUBLISHED_TRAINING | {
         "learn": "recorded",
+        "noise": 0.0,
+        "wrong_arm": 0.0,
+        "guess": 0.0,
         "lr_schedule": "rising_cosine",
         "warmup_tokens": 10_000,
         "final_tokens": 1_000_000,

@@ -322,6 +322,7 @@ PUBLISHED_TRAINING: dict[str, Any] = {
     "burn_in": 0,
     "weight_decay_on": "all",
     "initialisation": "published",
+    "init_from": None,
     "action_noise": 0.0,
     "aux": (),
     "oracle": (),

@@ -34,7 +34,7 @@ from VizDoom.VizDoom_src.env import (
     VizDoomTwoColorsVectorEnv,
 )
 from VizDoom.VizDoom_src.graphics import ensure_graphics
-from VizDoom.VizDoom_src.privileged import SAME_IN_THE_MIRROR
+from VizDoom.VizDoom_src.privileged import SAME_IN_THE_MIRROR, SIGNS_IN_THE_MIRROR
 from VizDoom.VizDoom_src.scenario import BEFORE, GRAPHICS, Scenario
 from VizDoom.VizDoom_src.seeds import FIRST_DATA_SEED
 
@@ -117,6 +117,8 @@ class ViZDoomTwoColors(Environment):
         "variant": "published",
         "graphics": "published",
         "learn": "recorded",
+        "noise": 0.0,
+        "perturbation": 0.0,
         "mirror": False,
         "stages": (),
         "reset_target": False,
@@ -163,7 +165,7 @@ class ViZDoomTwoColors(Environment):
             [config.segments],
             replace(SPEC, conv_channels=config.image.conv_channels),
             before=parse_stages(task.stages, config.segments, flag="stages"),
-            transform=Mirror(MIRRORED, SAME_IN_THE_MIRROR) if task.mirror else None,
+            transform=Mirror(MIRRORED, SAME_IN_THE_MIRROR, SIGNS_IN_THE_MIRROR) if task.mirror else None,
         )
 
     def make(self, case: Case, options: Games, *, render_mode: str | None = None) -> VizDoomTwoColorsEnv:

@@ -10,6 +10,8 @@ from VizDoom.VizDoom_src.engine import Surroundings
 
 # Those that mirroring does not change.
 SAME_IN_THE_MIRROR = ("is_red", "seed", "health", "pillar", "items")
+# Those that mirroring multiplies: what is to the left is then to the right.
+SIGNS_IN_THE_MIRROR = {"right_vec": (1.0, -1.0), "wrong_vec": (1.0, -1.0)}
 
 
 def notes_of(around: Surroundings) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 
 pytest.importorskip("vizdoom")
@@ -35,9 +36,10 @@ from tests.interruptions import (
 from tests.vizdoom_runs import BATCHES_PER_EPOCH, NO_EVALUATION, TINY, only_run, places, train
 from VizDoom.VizDoom_src import train_vizdoom
 from VizDoom.VizDoom_src.dataset import DATA, load_windows
-from VizDoom.VizDoom_src.engine import BUTTONS
+from VizDoom.VizDoom_src.engine import BUTTONS, Surroundings
 from VizDoom.VizDoom_src.env import MIRRORED, SPEC
 from VizDoom.VizDoom_src.environment import ENVIRONMENT
+from VizDoom.VizDoom_src.privileged import SIGNS_IN_THE_MIRROR, notes_of
 from VizDoom.VizDoom_src.scenario import Scenario
 
 HERE = Path(train_vizdoom.__file__).parent
@@ -236,6 +238,18 @@ def test_mirror_swaps_left_and_right(data, tmp_path, monkeypatch):
     assert train(tmp_path / "mirror", *data, *NO_EVALUATION, "--epochs", "1", "--mirror") == 0
     assert train(tmp_path / "plain", *data, *NO_EVALUATION, "--epochs", "1") == 0
     assert [transform and transform.actions for transform in told] == [MIRRORED, None]
+
+
+def test_items_to_the_left_are_to_the_right_in_the_mirror():
+    """Facing north: an item north-west of the player, and its mirror image."""
+    north, items = dict(angle=90.0, velocity=np.zeros(2), health=100.0, pillar=True), np.array([[-30.0, 40.0]])
+    notes = [
+        notes_of(Surroundings(position=np.zeros(2), right=items * sign, wrong=items * sign, **north))
+        for sign in ([1, 1], [-1, 1])
+    ]
+    np.testing.assert_allclose(notes[0]["right_vec"], [40, 30], atol=1e-4)
+    for name, signs in SIGNS_IN_THE_MIRROR.items():
+        np.testing.assert_allclose(notes[1][name], signs * notes[0][name], atol=1e-4)
 
 
 # --- mistakes ---
