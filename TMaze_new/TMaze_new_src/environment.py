@@ -1,6 +1,6 @@
 """T-Maze as training, inference and reports see it: flags, data, mazes, evaluation and pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,12 +57,17 @@ class Maze(TaskChoice, PlayOptions):
 class Task(TaskOptions):
     """When and how training evaluates the agent."""
 
-    # Segments per trajectory (N); overridden by --max_n_final
+    # Not used here: trajectories have --min_n_final to --max_n_final segments
     segments: Count = 3
     # Take the most probable action (published); false: sample from the predicted distribution
     use_argmax: Boolean = changeable(True)
     # Episode lengths of the final evaluation; empty: those of the papers
     eval_lengths: Lengths = changeable(())
+
+    def check_typed(self, typed: Set[str]) -> None:
+        """Raise a `UserError` for a flag that has no effect here."""
+        if "segments" in typed:
+            raise UserError("--segments: trajectories have --min_n_final to --max_n_final segments here; give those")
 
 
 @dataclass(frozen=True)

@@ -252,7 +252,7 @@ MISTAKES = {
     "no context": ("--context_length 0", ("--context_length", "0", "at least")),
     "no segments": ("--max_n_final 0", ("--max_n_final", "0", "at least")),
     "fewer than the fewest": ("--min_n_final 4", ("--min_n_final", "4", "--max_n_final")),
-    "no segments given": ("--segments 0", ("--segments 0", "at least 1")),
+    "segments of other environments": ("--segments 3", ("--segments:", "--max_n_final")),
     "no trajectories": ("--trajectories 0", ("--trajectories", "0", "at least")),
     "no hint": ("--hint_steps 0", ("--hint_steps", "0", "at least")),
     "no epochs": ("--epochs 0", ("--epochs 0", "at least 1")),
