@@ -31,11 +31,8 @@ def choose_renderer() -> None:
     Raises:
         UserError: neither works.
     """
-    if "MUJOCO_GL" in os.environ:
-        return
-    if (found := offscreen.backend()) is None:
+    if not offscreen.choose_backend():
         raise UserError(f"--video: no rendering library for MuJoCo is installed: {_PACKAGES}")
-    os.environ["MUJOCO_GL"] = found
 
 
 def frame(environment: gymnasium.Env, caption: Sequence[str]) -> np.ndarray:

@@ -15,13 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from MinigridMemory.MinigridMemory_src.env import (
-    ENV_ID,
-    PUBLISHED_CAP,
-    SPEC,
-    Size,
-    expert_cap,
-)
+from MinigridMemory.MinigridMemory_src.env import ENV_ID, SPEC, Size
+from MinigridMemory.MinigridMemory_src.evaluate import widest_cap
 from MinigridMemory.MinigridMemory_src.expert import Flaws
 from MinigridMemory.MinigridMemory_src.generate import Selection, generate
 from RATE_model.cli.limits import Count, Probability, Range, Steps
@@ -112,7 +107,7 @@ class DataOptions(DAggerOptions):
         """The preset with all overrides applied."""
         preset = PRESETS[self.preset]
         size = preset.size if self.size is None else self.size
-        cap = default_cap(size) if self.cap is None else self.cap
+        cap = widest_cap(size) if self.cap is None else self.cap
         longest = preset.max_steps if self.max_steps is None else self.max_steps
         return Selection(
             size=size,
@@ -124,11 +119,6 @@ class DataOptions(DAggerOptions):
             trajectories=self.trajectories,
             driver=self.driver_choice,
         )
-
-
-def default_cap(size: int) -> int:
-    """The published time limit; in mazes too large for it, the expert's."""
-    return max(PUBLISHED_CAP, expert_cap(size))
 
 
 class MinigridMemoryData(DataMaker[DataOptions]):
@@ -148,7 +138,7 @@ class MinigridMemoryData(DataMaker[DataOptions]):
         parts = [f"minigrid_memory_size{chosen.size}", "random" if chosen.random_length else "fixed"]
         if (chosen.min_steps, chosen.max_steps) != (1, chosen.cap):
             parts.append(f"steps{chosen.min_steps}-{chosen.max_steps}")
-        if chosen.cap != default_cap(chosen.size):
+        if chosen.cap != widest_cap(chosen.size):
             parts.append(f"cap{chosen.cap}")
         parts += [f"{name}{value:g}" for name, value in vars(chosen.flaws).items() if value]
         return f"{'_'.join(parts + options.driver_name)}_n{chosen.trajectories}.h5"

@@ -176,10 +176,6 @@ class MinigridMemory(Environment):
         """Success within the expert's cap, as walking speed says nothing about memory."""
         return evaluation.options.result(episodes, protocol.widest_cap(case)).success.astype(float)
 
-    def seeds(self, episodes: int) -> np.ndarray:
-        """The published 0 to 99, then 100 onward."""
-        return protocol.evaluation_seeds(episodes)
-
     def training_cases(self, config: Config, *, final: bool) -> Sequence[int]:
         """A few sizes during training, many at the end."""
         task = config.task

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from MinigridMemory.MinigridMemory_src.env import EVALUATION_SEEDS, PUBLISHED_CAP, expert_cap
+from MinigridMemory.MinigridMemory_src.env import PUBLISHED_CAP, expert_cap
 from MinigridMemory.MinigridMemory_src.expert import expert_episodes
 from MinigridMemory.MinigridMemory_src.layouts import Layouts
 from RATE_model.acting.rollout import Episodes
@@ -46,11 +46,6 @@ class SizeResult:
         return float(self.success.mean())
 
 
-def evaluation_seeds(episodes: int) -> np.ndarray:
-    """Seeds of this many episodes: the published 0..99, then 100 onward; never those of the data."""
-    return np.arange(EVALUATION_SEEDS[0], EVALUATION_SEEDS[0] + episodes)
-
-
 def widest_cap(size: int) -> int:
     """The cap used for playing: the expert's or the published one, whichever is longer."""
     return max(PUBLISHED_CAP, expert_cap(size))
@@ -59,5 +54,5 @@ def widest_cap(size: int) -> int:
 @lru_cache
 def expert_play(size: int, episodes: int, random_length: bool = True, layouts: Layouts = "own") -> Episodes:
     """The expert's episodes in the same mazes."""
-    seeds, cap = evaluation_seeds(episodes), widest_cap(size)
-    return expert_episodes(size, seeds, random_length=random_length, max_steps=cap, layouts=layouts)
+    cap = widest_cap(size)
+    return expert_episodes(size, np.arange(episodes), random_length=random_length, max_steps=cap, layouts=layouts)

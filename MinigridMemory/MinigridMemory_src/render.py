@@ -1,8 +1,8 @@
 """Pictures of a whole maze, for people.
 
-They show the seven rows around the corridor, as nothing happens elsewhere. A maze of more than ``MAX_COLUMNS`` columns
-is shortened: its room, a stretch around the agent and the fork stay, and a grey bar replaces the rest. All pictures of
-a size have the same shape, with sides that are multiples of 16 pixels, as video encoders prefer.
+They show the seven rows around the corridor, as nothing happens elsewhere. Of a long maze, its room, a stretch around
+the agent and the fork stay, and a grey bar replaces the rest. All pictures of a size have the same shape, with sides
+that are multiples of 16 pixels, as video encoders prefer.
 """
 
 from __future__ import annotations
@@ -11,30 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from RATE_model.plots.corridors import BEYOND, GAP, OMITTED, visible_columns
+
 ROWS = 7  # the corridor, three rows above it and three below
-MAX_COLUMNS = 61
-ENDS = 6  # columns kept at either end of a shortened maze
-GAP, BEYOND = -1, -2  # a column that replaces omitted ones; one beyond the fork's wall
 LARGE, SMALL = 32, 16  # pixels per cell in mazes of up to LARGE_COLUMNS columns, and in larger ones
 LARGE_COLUMNS = 31
-OMITTED, OUTSIDE = (130, 132, 138), (40, 44, 52)
-
-
-def visible_columns(size: int, used: int, x: int) -> np.ndarray:
-    """The columns of the grid to draw, left to right: (min(size, MAX_COLUMNS),) int64.
-
-    Args:
-        size: columns of the grid.
-        used: columns up to and including the wall beyond the fork.
-        x: column of the agent, always among them.
-    """
-    shown = min(size, MAX_COLUMNS)
-    if used <= shown:
-        return np.where(np.arange(shown) < used, np.arange(shown), BEYOND)
-    middle = shown - 2 * ENDS - 2
-    first = int(np.clip(x - middle // 2, ENDS, used - ENDS - middle))
-    parts = [np.arange(ENDS), [GAP], np.arange(first, first + middle), [GAP], np.arange(used - ENDS, used)]
-    return np.concatenate(parts)
+OUTSIDE = (40, 44, 52)
 
 
 def render_maze(maze: Any) -> np.ndarray:

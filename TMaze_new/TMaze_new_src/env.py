@@ -52,8 +52,9 @@ SPEC = EnvironmentSpec(
     action_tanh=True,
 )
 
-_MOVE_X = np.array([1, 0, -1, 0])
-_MOVE_Y = np.array([0, 1, 0, -1])
+# What each action adds to x and y.
+MOVE_X = np.array([1, 0, -1, 0])
+MOVE_Y = np.array([0, 1, 0, -1])
 
 
 def goals_of_seeds(seeds: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -136,8 +137,8 @@ class TMazeVectorEnv(ArrayVectorEnv):
         self._goal[rows], self._keys[rows] = goals, stream_keys(seeds)
 
     def _move(self, actions: np.ndarray, running: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        self._y += np.where(running & (self._x == self.corridor_length), _MOVE_Y[actions], 0)
-        self._x += np.where(running, _MOVE_X[actions], 0)
+        self._y += np.where(running & (self._x == self.corridor_length), MOVE_Y[actions], 0)
+        self._x += np.where(running, MOVE_X[actions], 0)
         np.clip(self._x, 0, self.corridor_length, out=self._x)
         at_junction, over = self._x == self.corridor_length, self._y != 0
         self._flag = at_junction & ~self._visited

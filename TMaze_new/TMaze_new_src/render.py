@@ -1,41 +1,24 @@
 """Pictures of a T-Maze, as text and as an RGB array.
 
-Both show the corridor from the start (left) to the junction and its two goals (right). A corridor longer than
-``MAX_COLUMNS`` cells is shortened: its start, a stretch around the agent and its end stay, and a gap replaces the
-rest, so that every frame of an episode has the same size.
+Both show the corridor from the start (left) to the junction and its two goals (right). Of a long corridor, its start,
+a stretch around the agent and its end stay, and a gap replaces the rest.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-MAX_COLUMNS = 61
-ENDS = 6  # cells kept at each end of a shortened corridor
-GAP = -1  # marks a column that replaces omitted cells
+from RATE_model.plots.corridors import GAP, OMITTED, visible_columns
+
 CELL = 12  # pixels
 
-WALL, FLOOR, START, OMITTED = (40, 44, 52), (225, 225, 220), (190, 205, 225), (130, 132, 138)
+WALL, FLOOR, START = (40, 44, 52), (225, 225, 220), (190, 205, 225)
 RIGHT_GOAL, WRONG_GOAL, HINT, AGENT = (80, 170, 90), (200, 85, 80), (235, 180, 60), (45, 85, 160)
-
-
-def visible_columns(corridor_length: int, x: int) -> np.ndarray:
-    """The x positions to draw, left to right, with ``GAP`` for omitted cells: (columns,) int64.
-
-    Args:
-        corridor_length: x of the junction; the corridor has ``corridor_length + 1`` cells.
-        x: position of the agent, always among the columns.
-    """
-    if corridor_length + 1 <= MAX_COLUMNS:
-        return np.arange(corridor_length + 1)
-    middle = MAX_COLUMNS - 2 * ENDS - 2
-    first = int(np.clip(x - middle // 2, ENDS, corridor_length + 1 - ENDS - middle))
-    start, end = np.arange(ENDS), np.arange(corridor_length + 1 - ENDS, corridor_length + 1)
-    return np.concatenate([start, [GAP], np.arange(first, first + middle), [GAP], end])
 
 
 def render_text(*, corridor_length: int, x: int, y: int, goal: int, hint: int, step: int) -> str:
     """Three lines of maze, one of state; ``A`` agent, ``*`` goal, ``x`` wrong end, ``S`` start, ``~`` omitted."""
-    columns = visible_columns(corridor_length, x)
+    columns = visible_columns(corridor_length + 1, corridor_length + 1, x)
     rows = {
         1: [" "] * (len(columns) - 1) + ["*" if goal == 1 else "x"],
         0: ["~" if column == GAP else "." for column in columns],
@@ -53,7 +36,7 @@ def render_rgb(*, corridor_length: int, x: int, y: int, goal: int, hint: int) ->
 
     While the hint shows, the start cell is yellow on the hinted side; the rewarded goal is green.
     """
-    columns = visible_columns(corridor_length, x)
+    columns = visible_columns(corridor_length + 1, corridor_length + 1, x)
     cells = np.full((5, len(columns) + 2, 3), WALL, dtype=np.uint8)  # a border of wall all around
     cells[2, 1:-1] = np.where((columns == GAP)[:, None], OMITTED, FLOOR)
     cells[2, 1] = START

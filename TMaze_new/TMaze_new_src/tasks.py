@@ -33,6 +33,8 @@ from RATE_model.system.hashing import hashed, stream_keys
 from TMaze_new.TMaze_new_src.env import (
     DEFAULT_CORRIDOR_LENGTH,
     DOWN,
+    MOVE_X,
+    MOVE_Y,
     NUM_ACTIONS,
     RIGHT,
     UP,
@@ -43,8 +45,6 @@ from TMaze_new.TMaze_new_src.env import (
 CHANCE = 0.5
 
 _HINT, _FLAG, _NOISE = range(3)
-_MOVE_X = np.array([1, 0, -1, 0])
-_TURN = np.array([0, 1, 0, -1])
 # An episode's streams of random bits, separate from its noise.
 _BITS, _SHOWN, _ASKED, _DECOYS, _DECOY_SIDES = range(1, 6)
 
@@ -137,13 +137,13 @@ class ChainVectorEnv(ArrayVectorEnv):
 
     def _move(self, actions: np.ndarray, running: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         length = self._here(self._lengths)
-        turn = np.where(running & (self._x == length), _TURN[actions], 0)
+        turn = np.where(running & (self._x == length), MOVE_Y[actions], 0)
         turned = np.flatnonzero(turn)
         right = turn == self._here(self._answers)
         counts = self._junction >= self.junctions - self.counted
         rewards = np.where((turn != 0) & counts, np.where(right, *self.rewards), 0.0) - self.step_cost * running
 
-        self._x = np.clip(self._x + np.where(running, _MOVE_X[actions], 0), 0, length)
+        self._x = np.clip(self._x + np.where(running, MOVE_X[actions], 0), 0, length)
         self._since += running
         self._x[turned] = self._since[turned] = 0
         self._turns[turned, self._junction[turned]] = turn[turned]

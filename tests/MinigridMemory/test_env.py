@@ -25,8 +25,8 @@ from MinigridMemory.MinigridMemory_src.env import (
     expert_cap,
     frames_of_views,
 )
-from MinigridMemory.MinigridMemory_src.render import BEYOND, GAP, visible_columns
 from RATE_model.errors import UserError
+from RATE_model.plots.corridors import BEYOND, GAP, visible_columns
 
 RECORDED = Path(__file__).parents[1] / "data" / "minigrid_layouts.npz"  # see tools/record_minigrid_layouts.py
 

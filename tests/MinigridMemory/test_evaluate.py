@@ -13,7 +13,7 @@ from MinigridMemory.MinigridMemory_src import environment
 from MinigridMemory.MinigridMemory_src import evaluate as protocol
 from MinigridMemory.MinigridMemory_src.env import CUES, SPEC, MinigridMemoryVectorEnv, expert_cap
 from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT, Mazes
-from MinigridMemory.MinigridMemory_src.evaluate import SizeResult, evaluation_seeds, expert_play
+from MinigridMemory.MinigridMemory_src.evaluate import SizeResult, expert_play
 from MinigridMemory.MinigridMemory_src.expert import EXPERT_STREAM, Expert
 from RATE_model.acting import evaluation
 from RATE_model.acting.actor import Actor
@@ -106,7 +106,7 @@ def test_derived_success_equals_playing_under_the_cap(experts):
     mazes = MinigridMemoryVectorEnv(12, 91, max_steps=96)
     actor = Experts(None, 12, 0.96)
     actor.mazes, actor.rows = mazes.environments, np.arange(12)
-    really = rollout(actor, mazes, seeds=evaluation_seeds(12), max_steps=96)
+    really = rollout(actor, mazes, seeds=ENVIRONMENT.seeds(12), max_steps=96)
     read_off = SizeResult.of(wide, 96)
     assert read_off.lengths.tolist() == really.lengths.tolist() and read_off.returns.tolist() == really.returns.tolist()
     assert read_off.success.tolist() == (really.last_rewards > 0).tolist() == mazes.success.tolist()
@@ -121,7 +121,7 @@ def test_derived_success_of_a_model_equals_playing():
     read_off = SizeResult.of(played, 96)
     with torch.no_grad():
         actor = Actor(model, 6, 0.96, greedy=False, seed=3)
-    really = rollout(actor, MinigridMemoryVectorEnv(6, 61, max_steps=96), seeds=evaluation_seeds(6), max_steps=96)
+    really = rollout(actor, MinigridMemoryVectorEnv(6, 61, max_steps=96), seeds=ENVIRONMENT.seeds(6), max_steps=96)
     assert read_off.lengths.tolist() == really.lengths.tolist() and read_off.returns.tolist() == really.returns.tolist()
 
 
@@ -171,8 +171,8 @@ def test_published_metric_names():
 
 
 def test_evaluation_seeds_are_published_and_not_in_data():
-    assert evaluation_seeds(100).tolist() == list(range(100))
-    assert evaluation_seeds(ENVIRONMENT.episode_counts[-1]).max() < 10_000
+    assert ENVIRONMENT.seeds(100).tolist() == list(range(100))
+    assert ENVIRONMENT.seeds(ENVIRONMENT.episode_counts[-1]).max() < 10_000
     for count in (0, 10_001):
         with pytest.raises(UserError, match=f"--episodes {count}: must be at least 1 and at most 10000"):
             ENVIRONMENT.check_episodes(episodes=count)

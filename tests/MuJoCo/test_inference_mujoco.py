@@ -150,13 +150,15 @@ def test_videos_show_whole_episodes(run, tmp_path, monkeypatch):
 
 def test_missing_display_error_names_what_to_install(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(offscreen, "backend", lambda: None)
+    works = {"egl_works": False, "osmesa_works": False}
+    for name in works:
+        monkeypatch.setattr(offscreen, name, lambda name=name: works[name])
     with pytest.raises(UserError, match=r"apt-get install libegl1 .*libosmesa6"):
         pictures.choose_renderer()
-    monkeypatch.setattr(offscreen, "backend", lambda: "osmesa")
+    works["osmesa_works"] = True
     pictures.choose_renderer()
     assert pictures.os.environ["MUJOCO_GL"] == "osmesa"
-    monkeypatch.setattr(offscreen, "backend", lambda: None)
+    works["osmesa_works"] = False
     pictures.choose_renderer()  # it was printed
 
     class Broken:

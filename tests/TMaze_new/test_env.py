@@ -8,6 +8,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from RATE_model.errors import UserError
+from RATE_model.plots.corridors import GAP, visible_columns
 from RATE_model.system.hashing import stream_keys
 from TMaze_new.TMaze_new_src.env import (
     DOWN,
@@ -21,7 +22,7 @@ from TMaze_new.TMaze_new_src.env import (
     goals_of_seeds,
     observation_noise,
 )
-from TMaze_new.TMaze_new_src.render import AGENT, CELL, GAP, visible_columns
+from TMaze_new.TMaze_new_src.render import AGENT, CELL
 
 
 def plain_noise(seed, step):
@@ -257,7 +258,7 @@ def test_text_picture():
 @pytest.mark.parametrize("length", [61, 62, 75, 1000])
 def test_long_corridor_is_abbreviated_in_order(length):
     for x in range(length + 1):
-        columns = visible_columns(length, x)
+        columns = visible_columns(length + 1, length + 1, x)
         cells = columns[columns != GAP]
         assert len(columns) == 61 and len(cells) == 59 and x in cells
         assert (np.diff(cells) > 0).all() and cells[0] == 0 and cells[-1] == length
