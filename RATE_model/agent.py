@@ -239,18 +239,20 @@ class RawSteps(Steps):
         return self._raw[2].shape[0], self._raw[2].shape[1]
 
     def cut(self, times: slice, rows: Tensor | None = None) -> "RawSteps":
-        """A slice of consecutive steps, of some rows."""
+        """See `Steps.cut`."""
         start, _, _ = times.indices(self.shape[1])
         last, acted = (self._raw[1][:, start - 1], self.acted_before(start)) if start else (self._last, self._acted)
         valid = None if self._valid is None else self._valid[:, times]
 
-        def part(values: Any) -> Any:
-            return values[:, times] if rows is None else values[:, times].index_select(0, rows)
+        on_device = None if rows is None else rows.to(self._raw[1].device, non_blocking=True)
 
-        if rows is not None:
-            last = None if last is None else last.index_select(0, rows)
-            acted = None if acted is None else acted.index_select(0, rows)
-            valid = None if valid is None else valid[rows.to(valid.device)]
+        def part(values: Any) -> Any:
+            return values[:, times] if on_device is None else values[:, times].index_select(0, on_device)
+
+        if on_device is not None:
+            last = None if last is None else last.index_select(0, on_device)
+            acted = None if acted is None else acted.index_select(0, on_device)
+            valid = None if valid is None else valid[rows]
         observations, actions, rtg = map(part, self._raw)
         oracle = None if self._oracle is None else part(self._oracle)
         return RawSteps(self._encoder, observations, actions, rtg, oracle=oracle, valid=valid, last=last, acted=acted)

@@ -260,7 +260,7 @@ class OracleEncoder(nn.Module):
 
     @property
     def arrays(self) -> list[Privileged]:
-        """The names of the arrays, in the order of the spec."""
+        """The arrays, in the order of the spec."""
         return [each for each in self.privileged if isinstance(each, Privileged)]
 
 

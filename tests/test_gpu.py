@@ -4,6 +4,7 @@
 without a GPU.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from RATE_model import Dataset, train
 from RATE_model.acting.actor import Actor
 from RATE_model.agent import Agent
 from RATE_model.cli.settings import TrainOptions
@@ -25,11 +27,14 @@ from RATE_model.memories import MEMORIES, MODES
 from RATE_model.memories.rate import stepper
 from RATE_model.objectives.cloning import cloning_loss
 from RATE_model.system.graphs import Graphs, record
+from RATE_model.system.interrupts import Interrupted
 from RATE_model.training import trainer as training
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.recorded import RecordedPasses
 from RATE_model.training.trainer import Trainer
+from tests.interruptions import stopped_after
 from tests.RATE_model.memories.test_contract import Case
+from tests.RATE_model.own.toys import episodes
 from tests.small_models import VECTOR, K, N, random_inputs
 
 CUDA = pytest.param(
@@ -199,6 +204,20 @@ def test_resumed_trainer_equals_uninterrupted_one(device):
     resumed.model.load_state_dict(whole.model.state_dict())
     resumed.load_state_dict(deepcopy(whole.state_dict()))
     np.testing.assert_allclose(losses(resumed, 3, 3), losses(whole, 3, 3), rtol=1e-5)
+
+
+def test_a_run_stopped_between_log_lines_resumes(device, tmp_path):
+    """Its checkpoint holds metrics that are not logged yet."""
+    flags = dict(
+        memory="LSTM", output_dir=tmp_path / "run", context_length=4, segments=1, epochs=3, batch_size=4, d_model=16,
+        log_every=10, wandb_mode="disabled", device=str(device),
+    )  # fmt: skip
+    data = Dataset.from_episodes(episodes())
+    with stopped_after(2), pytest.raises(Interrupted):
+        train(data, **flags)
+    done = train(data, **flags, resume="auto")
+    steps = [json.loads(line)["step"] for line in (done.directory / "metrics.jsonl").read_text().splitlines()]
+    assert 3 in steps and done.result["optimizer_steps"] == max(steps)
 
 
 def played(

@@ -172,9 +172,9 @@ class Actor:
                 self._rtg.clamp_(min=self._target.clamp(max=self.rtg_floor))
         self._fresh[:] = False
         with autocast(self._device, self._precision):
-            handed_on = self._stepper.pass_on()
-            if self.reset_target and handed_on.any():
-                index = torch.as_tensor(np.flatnonzero(handed_on), device=self._device)
+            passed = self._stepper.pass_on()
+            if self.reset_target and passed.any():
+                index = torch.as_tensor(np.flatnonzero(passed), device=self._device)
                 self._rtg[index] = self._target[index]
             encoder = self.agent.encoder
             rtg = None if encoder.rtg is None else encoder.encode_rtg(self._rtg[:, None])
@@ -220,7 +220,7 @@ def _check_finite(name: str, values: Any, *, ignored: np.ndarray | bool = False)
         return
     kind = np.asarray(values).dtype
     if kind.kind not in "biuf":
-        raise UserError(f"{name}: have type {kind}; give real numbers")
+        raise UserError(f"{name}: the type is {kind}; give real numbers")
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite for the agent
         if kind.kind == "f" and not np.all(np.isfinite(np.asarray(values, np.float32)) | ignored):
-            raise UserError(f"{name}: hold a NaN or infinite value")
+            raise UserError(f"{name}: a value is NaN or infinite")

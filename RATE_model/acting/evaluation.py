@@ -87,9 +87,11 @@ def play_cases(
         rows = np.repeat(np.array([chosen[number] for number in group]), episodes)
         all_seeds = np.tile(seeds, len(group))
         given = {name: np.tile(values, len(group)) for name, values in (options or {}).items()}
-        parts = []
-        for start in range(0, len(rows), max_environments or len(rows)):
-            part = slice(start, start + (max_environments or len(rows)))
+        parts, limit = [], max_environments or len(rows)
+        if not compact:  # twins are in neighbouring rows, and stay together
+            limit = max(2, limit // 2 * 2)
+        for start in range(0, len(rows), limit):
+            part = slice(start, start + limit)
             environments = make(rows[part])
             try:
                 parts.append(

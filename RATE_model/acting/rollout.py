@@ -97,13 +97,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def group_cases(model: Agent, cases: Sequence[int], episodes: int) -> Iterator[list[int]]:
-    """Group cases (lengths, sizes, ...) of this many episodes each into those worth acting in at once, in order.
-
-    A case named twice counts once.
-    """
-    cases = list(dict.fromkeys(cases))
-    max_environments = max(1, _MEMORY_BUDGET // (episodes * model.memory.bytes_per_row()))
-    return (cases[start : start + max_environments] for start in range(0, len(cases), max_environments))
+    """Group different cases (lengths, sizes, ...) of this many episodes each into those worth acting in at once, in
+    order."""
+    at_once = max(1, _MEMORY_BUDGET // (episodes * model.memory.bytes_per_row()))
+    return (list(cases[start : start + at_once]) for start in range(0, len(cases), at_once))
 
 
 def rollout(

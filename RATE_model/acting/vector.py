@@ -301,10 +301,10 @@ class SeededVectorEnv(FrozenVectorEnv):
         if self.waits:
             given["threads"] = max(1, min(num_envs, threads or available_cores() + 1))
         if self.computes and make:
-            example = make[0]()  # nothing is built before its first reset
-            spaces = example.observation_space, example.action_space
+            examples = [one() for one in make]  # nothing is built before their first reset
+            spaces = examples[0].observation_space, examples[0].action_space
             workers = available_cores() if workers is None else workers
-            given |= {"workers": workers, "spaces": spaces, "max_steps": example.max_steps}
+            given |= {"workers": workers, "spaces": spaces, "max_steps": [each.max_steps for each in examples]}
         super().__init__(make, render_mode=render_mode, seeds_below=self.single.seeds_below, name=self.name, **given)
 
 

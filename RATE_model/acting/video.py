@@ -107,6 +107,8 @@ def check_drawable(evaluation: "Evaluation") -> None:
 def record_videos(evaluation: "Evaluation", folder: Path, count: int) -> list[Path]:
     """Replay the first episodes of an evaluation one by one into MP4 files; returns their paths.
 
+    With sampled actions they are other episodes with the same seeds.
+
     Args:
         evaluation: what to play.
         folder: for ``{axis}_{case}_seed_{seed}.mp4`` or ``return_{target}_seed_{seed}.mp4``.

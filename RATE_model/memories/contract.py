@@ -111,10 +111,11 @@ class Steps:
         return self.observations.shape[0], self.observations.shape[1]
 
     def cut(self, times: slice, rows: Tensor | None = None) -> Steps:
-        """A slice of consecutive steps, of some rows (indices on the device of the tensors; None: all)."""
+        """A slice of consecutive steps, of some rows (indices on the CPU; None: all)."""
+        on_device = None if rows is None else rows.to(self.observations.device, non_blocking=True)
 
         def part(tensor: Tensor) -> Tensor:
-            return tensor[:, times] if rows is None else tensor[:, times].index_select(0, rows)
+            return tensor[:, times] if on_device is None else tensor[:, times].index_select(0, on_device)
 
         return Steps(
             observations=part(self.observations),

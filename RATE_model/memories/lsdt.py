@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.errors import UserError
@@ -98,13 +97,10 @@ class LSDTCell(Cell):
     def _convolve(self, columns: Tensor, weights: Tensor) -> Tensor:
         """Values `(B, W - 1 + T, d / 2)`, zero where there is no step, with kernels `(B, T, heads, w)`."""
         length = weights.shape[1]
-        first = columns.shape[1] - length
-        # Before the window everything is zero, as in the unfilled part of the window.
-        padded = F.pad(columns, (0, 0, max(0, self.kernel - 1 - first), 0))
-        first = padded.shape[1] - length
+        first = columns.shape[1] - length  # W - 1, at least the kernel's size less one
         mixed = torch.zeros((), dtype=columns.dtype, device=columns.device)
         for lag in range(self.kernel):  # taps, not steps
-            values = padded[:, first - lag : first - lag + length].unflatten(-1, (self.heads, -1))
+            values = columns[:, first - lag : first - lag + length].unflatten(-1, (self.heads, -1))
             mixed = torch.addcmul(mixed, values, weights[..., lag, None].to(columns.dtype))
         return mixed.flatten(2)
 

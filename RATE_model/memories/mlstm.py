@@ -5,8 +5,7 @@ LRAM (Schmied et al. 2025, arXiv 2410.22391).
     n_t = f_t n_{t-1} + i_t k_t                                                                              equation 20
     h_t = C_t q_t / max(|n_t q_t|, 1)                    k_t is divided by sqrt(d)                           equation 21
     i_t = exp(~i_t), f_t = sigmoid(~f_t)                                                                equations 25, 26
-    m_t = max(log f_t + m_{t-1}, log i_t)                C and n are stored divided by exp(m_t)               equation
-    15
+    m_t = max(log f_t + m_{t-1}, log i_t)                C and n are stored divided by exp(m_t)              equation 15
 
 A layer, figure 11: two branches of 2 d_model; one goes through a filter and silu, makes q and k, and v without filter;
 h is normalised per head, what left the filter is added, times silu of the other branch, and a map back.

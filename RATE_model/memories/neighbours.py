@@ -78,6 +78,7 @@ class Index(nn.Module):
         self.register_buffer("values", torch.zeros(size, *value))
         self.register_buffer("offered", torch.zeros((), dtype=torch.int64))  # how many there were to store
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # steps, keys and values that are to be stored
+        self._scaled: tuple[Any, Tensor, Tensor] | None = None  # see `_standardised`
 
     @property
     def count(self) -> int:
@@ -136,13 +137,20 @@ class Index(nn.Module):
         Distances are Euclidean, in standard deviations of the index, per component of a key. If k exceeds the index,
         fewer are returned.
         """
-        keys = self.keys[: self.count]
-        scale = keys.std(dim=0, correction=0)
-        scale = torch.where(
-            scale > 1e-4 * scale.amax(), scale, float("inf")
-        )  # a constant component carries no information
-        places, distances = _nearest(queries / scale, keys / scale, min(k, len(keys)))
+        scale, keys = self._standardised()
+        places, distances = _nearest(queries / scale, keys, min(k, len(keys)))
         return places, distances / math.sqrt(keys.shape[1])
+
+    def _standardised(self) -> tuple[Tensor, Tensor]:
+        """Standard deviations `(key,)`, and the stored keys in these units; kept until keys change."""
+        content = self.keys.data_ptr(), self.keys._version, self.keys.device, self.count
+        if self._scaled is None or self._scaled[0] != content:
+            keys = self.keys[: self.count]
+            scale = keys.std(dim=0, correction=0)
+            # A constant component carries no information.
+            scale = torch.where(scale > 1e-4 * scale.amax(), scale, float("inf"))
+            self._scaled = content, scale, keys / scale
+        return self._scaled[1:]
 
 
 def _nearest(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -127,7 +127,7 @@ def feed_forward(d_model: int, width: int) -> nn.Sequential:
 class SegmentState(State):
     """The state of a layer, or, for the stack, tuples by layer; a memory adds fields."""
 
-    running: Any  # (B, K, n) what later steps of the segment see of earlier ones; zero if not filled
+    running: Any  # (B, K, n) what later steps of the segment see of earlier ones; arbitrary beyond `count`
     count: Any  # (B,) int64, on the CPU: number of filled steps
 
 
@@ -199,7 +199,7 @@ class SegmentCell(Cell):
             outputs.append(y)
             looks.append(seen)
             start = stop
-        joined = {name: torch.cat([look[name] for look in looks], dim=1) for name in looks[0] if looks}
+        joined = {name: torch.cat([look[name] for look in looks], dim=1) for name in looks[0]}
         return torch.cat(outputs, dim=1), state, joined
 
     def _piece(self, x: Tensor, state: Any, steps: Tensor) -> tuple[Tensor, Any, StepSignals]:

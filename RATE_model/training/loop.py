@@ -170,7 +170,11 @@ class Fit:
                     self.trainer.end_stage()
                 if ended:
                     self._end_epoch(segments)
-                elif not changed and self.options.ckpt_batches and self.batch % self.options.ckpt_batches == 0:
+                elif (
+                    not (changed or self.curriculum.finished)
+                    and self.options.ckpt_batches
+                    and self.batch % self.options.ckpt_batches == 0
+                ):
                     self._validate_and_save(segments, f"epoch_{self.epochs_done + 1:04d}_batch_{self.batch:06d}")
                 if changed:
                     self._best = float("inf")  # losses of different stages are not comparable
@@ -332,7 +336,8 @@ class Fit:
             self.trainer.load_state_dict(state["trainer"])
             self.curriculum.load_state_dict(state["curriculum"])
             position = {name: state["position"][name] for name in ("epoch", "batch", "epochs_done")}
-            self._due, self._pending = state.get("due"), list(state["pending"])
+            self._due, device = state.get("due"), self.trainer.model.device
+            self._pending = [{name: value.to(device) for name, value in each.items()} for each in state["pending"]]
             self._best, self.seconds = float(state["best"]), float(state["seconds"])
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise unusable(path, error) from None

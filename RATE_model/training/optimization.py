@@ -59,10 +59,10 @@ class Schedule:
     decay_steps: int
     end_factor: float
     shape: str = "linear"  # or cosine
-    tokens = 0  # environment steps trained on; only other schedules count them
+    tokens = 0  # environment steps shown; only other schedules count them
 
     def count(self, tokens: int) -> None:
-        """Called after an optimizer step on this many environment steps; does nothing here."""
+        """Called after every window, with its environment steps; does nothing here."""
 
     def factor(self, step: int) -> float:
         """The fraction of the peak at optimizer step `step`, counted from 0."""
@@ -96,7 +96,7 @@ class RisingCosine:
     decay_start: int | None = None  # used by other schedules
 
     def count(self, tokens: int) -> None:
-        """Add the environment steps of an optimizer step."""
+        """Add the environment steps of a window, burn-in included."""
         self.tokens += tokens
 
     def factor(self, step: int) -> float:

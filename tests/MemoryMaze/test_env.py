@@ -178,6 +178,7 @@ def test_registered_names_and_limits():
         assert env.unwrapped.size == size and env.unwrapped.max_steps == steps
     many = gymnasium.make_vec("MemoryMaze-11x11-v0", num_envs=2, vectorization_mode="vector_entry_point")
     assert many.unwrapped.max_steps.tolist() == [2000, 2000] and many.observation_space.shape == (2, 3, 64, 64)
+    assert MemoryMazeVectorEnv(2, [9, 15]).max_steps.tolist() == [EPISODE_STEPS[9], EPISODE_STEPS[15]]
 
 
 @pytest.mark.parametrize("kind", [MemoryMazeEnv, lambda *given, **options: MemoryMazeVectorEnv(2, *given, **options)])

@@ -11,7 +11,7 @@ Three things make it fast there. The results differ from `attention`'s by roundi
         by distance     | 2 1 0  2 1 0  - | 2 1 0  2 1 0  - |
         by column         | 0 1 2  0 1 2  | 0 1 2  0 1 2  |        (row 1: distances 1 0 2, row 2: distances 2 1 0)
 
-    Behind a row's distance 0 stands another head's or row's number: it is hidden, as later columns are. No query is
+    After a row's distance 0 comes a number of another head or row: it is hidden, as later columns are. No query is
     rotated, and nothing is copied.
 *   Pieces of rows end where columns are a multiple of 32: the softmax of a bfloat16 row of 95 numbers takes three times
     as long as that of 96.
@@ -203,7 +203,7 @@ def pieces(layout: Layout, *, last: bool, heads: int, wrap: int) -> list[Piece]:
 
 
 def step_pieces(rows: range, *, cached: int, columns: int, heads: int) -> list[Piece]:
-    """Cut the rows of a segment's steps behind `cached` columns, `columns` in all."""
+    """Cut the rows of a segment's steps after `cached` columns, `columns` in all."""
     span = _COLUMNS if rows.step == 1 else 2 * _COLUMNS
     found, start = [], rows.start
     while start < rows.stop:

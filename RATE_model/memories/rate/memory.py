@@ -9,7 +9,7 @@ layers.
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -165,12 +165,11 @@ class RATE(Memory):
         decided: Tensor | None = None
         for length in lengths[active].unique():
             rows = torch.nonzero(active & (lengths == length)).squeeze(1)
-            on_device = rows.to(self.device, non_blocking=True)
-            hidden, row_state = self._segment(steps.cut(times, on_device), state.select(rows), folded)
+            hidden, row_state = self._segment(steps.cut(times, rows), state.select(rows), folded)
             of_rows = head(hidden)
             if decided is None:
                 decided = of_rows.new_zeros(len(valid), *of_rows.shape[1:])
-            decided = decided.index_copy(0, on_device, of_rows)
+            decided = decided.index_copy(0, rows.to(self.device, non_blocking=True), of_rows)
             state = state.put(rows, row_state)
         if decided is None:  # only padding
             decided = torch.zeros_like(head(torch.zeros(*valid.shape, self.config.d_model, device=self.device)))
@@ -364,13 +363,16 @@ class _Places:
     wrap: Tensor | None  # (n, d_model), see `RATE.wrap_distances`
 
 
-@lru_cache(maxsize=64)
+@cache
 def _groups(layout: Layout, device: torch.device, last: bool, whole: bool = False) -> list[RowGroup]:
-    """Row groups are the same for every layer and batch, so their masks are made once per layout and device."""
+    """Row groups are the same for every layer and batch, so their masks are made once per layout and device.
+
+    They are never dropped: recorded CUDA graphs read them.
+    """
     return layout.groups(device, last=last, whole=whole)
 
 
-@lru_cache(maxsize=64)
+@cache
 def _pieces(layout: Layout, last: bool, heads: int, wrap: int) -> list[Piece]:
     """What the form "blocks" computes at once."""
     return pieces(layout, last=last, heads=heads, wrap=wrap)

@@ -105,7 +105,8 @@ class SegmentStepper(Stepper):
     def bytes_per_row(config: RATEConfig) -> int:
         """The approximate memory per environment: its buffers, and scores while they are filled."""
         columns = config.mem_len + config.segment_tokens
-        buffers = (config.n_layer + 1) * config.d_model
+        both = config.arch != "TrXL" and config.mem_len > 0  # hidden states besides attention inputs
+        buffers = ((1 + both) * config.n_layer + 1) * config.d_model
         scores = 2 * min(_CHUNK, columns) * config.n_head if config.sliding else 0
         return 4 * columns * (buffers + scores)
 
@@ -157,7 +158,7 @@ class SegmentStepper(Stepper):
         if self._memory_tokens is not None:
             for rows in self._rows_by(passed | (self._steps == 0), self._cached):
                 start = config.mem_len
-                self._append(rows, self._shown_tokens(rows), start, first=start, outputs=0, block=True)
+                self._append(rows, self._shown_tokens(rows).to(self._dtype), start, first=start, outputs=0, block=True)
         if self.window:
             for rows in self._rows_by(full, self._cached):
                 self._refill(rows)
@@ -180,7 +181,7 @@ class SegmentStepper(Stepper):
                 block=True,
             )
             tokens = written if self.memory.valve is None else self.memory.valve(tokens, written)
-        cache = self._rolled_cache(rows, config.segment_tokens)
+        cache = self._rolled_cache(rows)
         lengths = torch.full((len(rows),), cache[0].shape[1] if cache else 0)
         memory = SegmentState(tokens, cache, lengths)
         if self.options.transform is not None:
@@ -200,9 +201,9 @@ class SegmentStepper(Stepper):
             base, cached = config.mem_len, int(self._cached[rows[0]])
             self._append(rows, window[:, :-1], base + config.num_mem_tokens, first=base - cached, outputs=0)
 
-    def _rolled_cache(self, rows: np.ndarray, tokens: int) -> tuple[Tensor, ...]:
-        """The caches after the running segment of `tokens` tokens; empty without a cache."""
-        base = self.config.mem_len
+    def _rolled_cache(self, rows: np.ndarray) -> tuple[Tensor, ...]:
+        """The caches after the running segment; empty without a cache."""
+        base, tokens = self.config.mem_len, self.config.segment_tokens
         if not base:
             return ()
         start = base - int(self._cached[rows[0]])
@@ -352,8 +353,8 @@ class SegmentStepper(Stepper):
         return bool(self._by_distance) and rows >= _ROWS_BY_DISTANCE
 
     def _attend_by_distance(self, number: int, inputs: Tensor, states: Tensor, plan: "_Plan") -> Tensor:
-        """Attention inputs `(b, t, d_model)` of the last tokens that `states` `(b, k, d_model)` hold through one
-        layer's attention."""
+        """One layer's attention for the last tokens in `states` `(b, k, d_model)`, from their attention inputs
+        `(b, t, d_model)`."""
         low, high = plan.seen.start, plan.seen.stop
         states, count = states[:, low:], inputs.shape[1]
         piece = acting_piece(high - low - count, count, states.shape[1], self.config.n_head, plan.wrap)

@@ -1,4 +1,4 @@
-"""The published wrap-around: what a memory token scores keys to its right within its block by.
+"""The published wrap-around: how a memory token scores the keys to its right in its block.
 
 Memory tokens see one another in both directions. Transformer-XL computes distances by a shift: scores for the distances
 k - 1 ... 0 are laid out in a padded matrix, which is read one row later. In a causal model what stands to the right of

@@ -344,7 +344,7 @@ def test_invalid_agents_and_options_are_refused():
     for size in (0, -1, None, 1.5):
         with pytest.raises(UserError, match=f"batch_size {size}: must be a number of environments"):
             Actor(small_model(), size, TARGET)
-    with pytest.raises(UserError, match="target_return: have type object"):
+    with pytest.raises(UserError, match="target_return: the type is object"):
         Actor(small_model(), 1, None)
     with pytest.raises(UserError, match="precision 'half': must be one of auto, 32, bf16"):
         Actor(small_model(), 1, TARGET, precision="half")
@@ -355,11 +355,11 @@ def test_invalid_agents_and_options_are_refused():
     [
         (np.zeros((1, 4)), None, r"observations: shape is \(1, 4\); expected \(2, 4\)"),
         (torch.zeros(2, 5), None, r"observations: shape is \(2, 5\); expected \(2, 4\)"),
-        (np.full((2, 4), np.nan), None, "observations: hold a NaN"),
-        (np.full((2, 4), 1e300), None, "observations: hold a NaN or infinite"),
-        (np.zeros((2, 4), complex), None, "observations: have type complex128"),
+        (np.full((2, 4), np.nan), None, "observations: a value is NaN"),
+        (np.full((2, 4), 1e300), None, "observations: a value is NaN or infinite"),
+        (np.zeros((2, 4), complex), None, "observations: the type is complex128"),
         (np.zeros((2, 4)), np.zeros((2, 1)), r"rewards: shape is \(2, 1\); expected \(2,\)"),
-        (np.zeros((2, 4)), np.array([0, np.inf]), "rewards: hold a NaN"),
+        (np.zeros((2, 4)), np.array([0, np.inf]), "rewards: a value is NaN"),
     ],
 )
 def test_invalid_observations_and_rewards_are_refused(observations, rewards, words):

@@ -138,7 +138,6 @@ def test_cases_are_grouped_in_order_as_memory_allows():
     assert [*group_cases(model, cases, rows // 2)] == [[9, 3], [7, 5], [1]]
     assert [*group_cases(model, cases, 10 * rows)] == [[case] for case in cases]
     assert [*group_cases(model, [], 1)] == []
-    assert [*group_cases(model, (9, 3, 9, 9, 7, 3), rows // 2)] == [[9, 3], [7]], "named twice is one case"
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, None])

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from RATE_model.acting.controls import exchange_twins
 from RATE_model.agent import Agent, AgentConfig
+from RATE_model.cli.evaluation import evaluation_of_run
 from RATE_model.diagnose.retention import (
     MEASURES,
     Snapshots,
@@ -24,7 +26,7 @@ from RATE_model.memories import MEMORIES
 from RATE_model.memories.recurrent import RecurrentConfig
 from tests.small_models import VECTOR
 from tests.tmaze_runs import MODES, only_run, train
-from TMaze_new.TMaze_new_src.environment import TMaze
+from TMaze_new.TMaze_new_src.environment import ENVIRONMENT, TMaze
 
 ENV = ("--env", TMaze.__module__)
 
@@ -192,3 +194,12 @@ def test_pairs_are_played_side_by_side(run, capsys, monkeypatch):
     with pytest.raises(SystemExit, match="^2$"):
         main([str(run), *ENV, "--pairs", "8", "--cases", "9"])
     assert "--pairs 8: T-Maze plays 7 pairs at a time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", [1, 5])
+def test_twins_stay_together_in_odd_groups(run, monkeypatch, limit):
+    """Memories are exchanged between neighbouring rows that act at once."""
+    monkeypatch.setattr(TMaze, "max_environments", limit)
+    evaluation = evaluation_of_run(ENVIRONMENT, run, cases=(9,), episodes=4)
+    (played,) = evaluation.play_with(exchange_twins(), twins=True).values()
+    assert len(played[9].returns) == 8
