@@ -310,35 +310,25 @@ def play_again(
     return evaluation, played
 
 
-def commits(runs: Sequence[Path]) -> list[str]:
-    """The commits at which these runs were started."""
-    return sorted({start["git"]["commit"] for start in _starts(runs) if start["git"]})
-
-
 def provenance(runs: Sequence[Path]) -> dict[str, Any]:
     """The origin of an entry: seeds, commits, and the date of the last run."""
-    starts = _starts(runs)
+    starts = [start for path in runs for start in json.loads((path / "environment.json").read_text())["starts"]]
     return {
         "seeds": list(dict.fromkeys(start["seed"] for start in starts)),
-        "commit": commits(runs),
+        "commit": sorted({start["git"]["commit"] for start in starts if start["git"]}),
         "date": max(start["started"] for start in starts)[: len("2026-01-01")],
     }
-
-
-def _starts(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """The contents of environment.json for every start of these runs."""
-    return [start for path in runs for start in json.loads((path / "environment.json").read_text())["starts"]]
 
 
 def origin(document: Mapping[str, Mapping[str, Any]]) -> str:
     """The origin of a document's entries: "at commit 0123456789ab on 2026-01-01".
 
-    Entries without a date count as measured today.
+    Entries of older pages have a commit but no date.
     """
     by_day: dict[str, set[str]] = {}
     for entry in document.values():
         if "commit" in entry:
-            by_day.setdefault(entry.get("date", str(date.today())), set()).update(entry["commit"])
+            by_day.setdefault(entry.get("date", "an unrecorded date"), set()).update(entry["commit"])
     phrases = [
         (f"at commit {', '.join(sorted(commit[:12] for commit in known))} " if known else "") + f"on {day}"
         for day, known in sorted(by_day.items())
@@ -355,13 +345,13 @@ def kept_entries(name: str, study: Study, options: PageOptions, *, same_seeds: b
         same_seeds: whether all models of the page share one set of seeds.
 
     Raises:
-        UserError: `--models` names an unknown model, or the page has other seeds.
+        UserError: `--models` names an unknown model, the page has other seeds, or its file is damaged.
     """
     chosen = study.chosen(options.models)
     path = options.results_dir / f"{name}.json"
     if not options.models or not path.exists():
         return {}
-    kept = {label: entry for label, entry in json.loads(path.read_text()).items() if label not in chosen}
+    kept = {label: entry for label, entry in read_page(path).items() if label not in chosen}
     asked = " ".join(map(str, options.seeds))
     for label, entry in kept.items() if same_seeds else ():
         if (has := " ".join(map(str, entry.get("seeds", options.seeds)))) != asked:

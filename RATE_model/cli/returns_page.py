@@ -14,9 +14,9 @@ from RATE_model.cli.reproduce import (
     Study,
     StudyOptions,
     cell,
-    commits,
     final_results,
     origin,
+    provenance,
     seed_table,
     table,
     write_results,
@@ -91,11 +91,10 @@ class ReturnsPage:
                 print(f"{part.name}\n{self.returns_table(document, part)}")
 
     def of_runs(self, runs: Sequence[Path]) -> Entry:
-        """Figures of every seed, and the cost of training."""
+        """Figures of every seed, the cost of training, and where they come from."""
         results = final_results(runs)
         took = {name: [result[name] for result in results] for name in ("train_seconds", "optimizer_steps")}
-        asked = {"target_return": results[0]["target_return"], "commit": commits(runs)}
-        return {**self.of_results(results), **took, **asked}
+        return {**self.of_results(results), **took, "target_return": results[0]["target_return"], **provenance(runs)}
 
     def returns_table(self, document: Mapping[str, Entry], part: Part) -> str:
         """One task: mean and standard error over seeds, as Markdown."""

@@ -21,7 +21,8 @@ SEEDS = (1, 2)
 def fake_run(folder: Path, result: dict[str, float]) -> Path:
     (folder / "eval").mkdir(parents=True)
     (folder / "eval" / "final.json").write_text(json.dumps(result))
-    (folder / "environment.json").write_text(json.dumps({"starts": [{"git": {"commit": "c" * 40}}]}))
+    start = {"seed": int(folder.name), "started": "2026-01-02T00:00:00+00:00", "git": {"commit": "c" * 40}}
+    (folder / "environment.json").write_text(json.dumps({"starts": [start]}))
     return folder
 
 
@@ -58,12 +59,12 @@ def test_tables_have_runs_and_baselines(tmp_path, monkeypatch, capsys):
     page = (tmp_path / "results" / "atari.md").read_text()
     assert "| data | 20.0 | 1.00 | 64 |" in page and "| random player | 20.0 | 1.00 | 64 |" in page
     assert "| RATE | 31.5 ± 0.5 | 1.57 | 103 ± 2 |" in page and "| DT | 61.5 ± 0.5 | 3.08 | 208 ± 2 |" in page
-    assert "at commit cccccccccccc" in page and "Breakout, asked for 180 points" in page
+    assert "at commit cccccccccccc on 2026-01-02" in page and "Breakout, asked for 180 points" in page
     assert "| Pong, DT | 2 | 600 | 9 | 0.700 | 62.0 | 1.0 | 7 |" in page
     assert page.count("    python3 Atari/train_rate_atari.py") == 4
     assert page.count("    python3 Atari/generate_dataset.py --game") == 2 and "--game Pong --transitions 30000" in page
     document = json.loads((tmp_path / "results" / "atari.json").read_text())
-    assert document["Breakout, RATE"]["return"] == [31.0, 32.0]
+    assert document["Breakout, RATE"]["return"] == [31.0, 32.0] and document["Breakout, RATE"]["seeds"] == [1, 2]
     assert "| DT |" in capsys.readouterr().out
 
 

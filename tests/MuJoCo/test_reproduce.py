@@ -18,7 +18,8 @@ SEEDS = (1, 2)
 def fake_run(folder: Path, result: dict[str, float]) -> Path:
     (folder / "eval").mkdir(parents=True)
     (folder / "eval" / "final.json").write_text(json.dumps(result))
-    (folder / "environment.json").write_text(json.dumps({"starts": [{"git": {"commit": "c" * 40}}]}))
+    start = {"seed": int(folder.name), "started": "2026-01-02T00:00:00+00:00", "git": {"commit": "c" * 40}}
+    (folder / "environment.json").write_text(json.dumps({"starts": [start]}))
     return folder
 
 
@@ -48,11 +49,12 @@ def test_table_has_runs_and_their_data(tmp_path, monkeypatch, capsys):
     assert "| policy of the data, in the data | 50 | 1.00 | 5.0 |  |  |" in page
     assert "| RATE | 102 ± 0 | 2.03 | 100.0 ± 0.0 | 103 ± 0 | 103.0 ± 0.0 |" in page  # two seeds: 101 and 102
     assert "| DT | 202 ± 0 | 4.03 | 200.0 ± 0.0 |  |  |" in page
-    assert "at commit cccccccccccc" in page and "asked for a return of 3600" in page
+    assert "at commit cccccccccccc on 2026-01-02" in page and "asked for a return of 3600" in page
     assert "| halfcheetah-medium, BC (RATE without returns) | 2 | 600 | 9 | 302 | 300 | 300.0 |" in page
     assert page.count("    python3 MuJoCo/train_rate_mujoco_ca.py") == 7
     document = json.loads((tmp_path / "results" / "mujoco.json").read_text())
     assert document["hopper-medium, RATE"]["return"] == [101.0, 102.0]
+    assert document["hopper-medium, RATE"]["seeds"] == [1, 2]
     assert "| BC (RATE without returns) |" in capsys.readouterr().out
 
 

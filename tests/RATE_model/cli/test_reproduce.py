@@ -118,7 +118,7 @@ def test_cell_shows_mean_and_error():
 
 def test_a_document_names_its_commits_once():
     document = {"a": {"commit": ["b" * 40, "a" * 40]}, "b": {"commit": ["a" * 40]}, "c": {}}
-    assert origin(document).startswith(f"at commit {'a' * 12}, {'b' * 12} on ")
+    assert origin(document) == f"at commit {'a' * 12}, {'b' * 12} on an unrecorded date"
     assert "commit" not in origin({"c": {}})
 
 
@@ -128,7 +128,10 @@ def test_origin_lists_commits_by_date():
         "b": {"commit": ["b" * 40], "date": "2026-01-01"},
         "c": {"commit": [], "date": "2026-01-01"},
     }
-    assert origin(document) == f"at commit {'b' * 12} on 2026-01-01 and at commit {'a' * 12} on 2026-02-02"
+    dated = f"at commit {'b' * 12} on 2026-01-01 and at commit {'a' * 12} on 2026-02-02"
+    assert origin(document) == dated
+    old = {"d": {"commit": ["d" * 40]}}
+    assert origin(document | old) == f"{dated} and at commit {'d' * 12} on an unrecorded date"
 
 
 STUDY = Study("train.py", (), {"A": (), "A, changed": (), "B": ()}, None, None)
@@ -202,6 +205,12 @@ def test_controls_follow_their_model():
     labels = ["expert", "B", changed[1], changed[0], "B, knocked out", "A", "A, knocked out"]
     ordered = by_model(STUDY, labels)
     assert ordered == ["A", "A, knocked out", *reversed(changed), "B", "B, knocked out", "expert"]
+
+
+def test_a_damaged_page_is_reported(tmp_path):
+    (tmp_path / "page.json").write_text('{"A": {')
+    with pytest.raises(UserError, match="page.json: is damaged, or not JSON"):
+        kept_entries("page", STUDY, PageOptions(results_dir=tmp_path, models=("B",)))
 
 
 def test_only_selected_models_are_run(monkeypatch):
