@@ -76,3 +76,15 @@ def test_leaderboard_needs_figures(tmp_path, capsys):
     with pytest.raises(SystemExit, match="^2$"):
         leaderboard.main(["--train", "false", "--results_dir", str(tmp_path)])
     assert "memories.json is missing" in capsys.readouterr().err
+    (tmp_path / "memories.json").write_text('{"T-Maze: RATE": {')
+    with pytest.raises(SystemExit, match="^2$"):
+        leaderboard.main(["--train", "false", "--results_dir", str(tmp_path)])
+    assert "memories.json: is damaged, or not JSON" in capsys.readouterr().err
+
+
+def test_environments_to_train_can_be_chosen(tmp_path, monkeypatch):
+    (tmp_path / "memories.json").write_text(json.dumps(document({"RATE": 0.7, "LSTM": 0.95})))
+    trained = []
+    monkeypatch.setattr(memories, "run", lambda options: len(trained.extend(options.environments) or ""))
+    leaderboard.main(["--environments", "tmaze", "tmaze_recall", "--results_dir", str(tmp_path)])
+    assert trained == ["tmaze", "tmaze_recall"]

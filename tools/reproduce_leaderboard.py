@@ -11,7 +11,6 @@ against episode length, all memories in one figure).
 A score is the success in the hardest case of a task that all memories were evaluated in, from 0 (chance) to 1.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.cli.reproduce import cell, origin, table, write_results
+from RATE_model.cli.reproduce import cell, origin, read_page, table, write_results
 from RATE_model.errors import UserError
 from RATE_model.plots import plot_success_by_length
 from RATE_model.plots.style import COLOURS, MARKERS, save, style
@@ -36,7 +35,7 @@ from tools import reproduce_memories as memories
 PAGE = "leaderboard"
 CHANCE = 0.5  # in all tasks
 # The case that counts for each section: beyond the training lengths if memories differ there, else a trained one.
-JUDGED = {
+JUDGED: dict[memories.SectionName, int] = {
     "tmaze": 9600,
     "tmaze_multi_cue": 40,
     "tmaze_endless": 8001,
@@ -52,12 +51,14 @@ THRESHOLDS = np.linspace(0, 0.99, 34)
 class Options(memories.Options):
     """Which memories and environments to run, and where to put runs and results."""
 
-    environments: tuple[Any, ...] = tuple(JUDGED)
+    environments: tuple[memories.SectionName, ...] = tuple(JUDGED)
     # Train missing runs; false: only summarise results/memories.json
     train: Boolean = True
 
 
-def scores_of(document: Mapping[str, Any], sections: Sequence[str]) -> tuple[list[str], list[str], np.ndarray]:
+def scores_of(
+    document: Mapping[str, Any], sections: Sequence[memories.SectionName]
+) -> tuple[list[str], list[memories.SectionName], np.ndarray]:
     """Memories and sections with complete figures, and the scores (memories, sections, seeds).
 
     Sections without figures are left out, then memories that lack one of the remaining sections.
@@ -66,7 +67,7 @@ def scores_of(document: Mapping[str, Any], sections: Sequence[str]) -> tuple[lis
         UserError: there is nothing to compare, or a memory has fewer than two seeds.
     """
     entries = {section: memories.of_section(dict(document), memories.SECTIONS[section]) for section in sections}
-    there = [section for section in sections if entries[section]]
+    there: list[memories.SectionName] = [section for section in sections if entries[section]]
     labels = [label for label in memories.LABELS if there and all(label in entries[section] for section in there)]
     if not labels:
         raise UserError("results/memories.json has no memory with figures in every task; train some first")
@@ -195,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = options.results_dir / f"{memories.PAGE}.json"
         if not path.exists():
             raise UserError(f"{path} is missing: --train true makes it")
-        write(json.loads(path.read_text()), options)
+        write(read_page(path), options)
     return failed
 
 

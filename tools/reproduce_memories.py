@@ -150,6 +150,16 @@ SECOND_TRIES: dict[str, tuple[str, ...]] = {
     "SHM, calibration 0": ("--shm_calibration", "0"),
     "Mamba, delta_min 1e-05": ("--mamba_delta_min", "1e-5"),
 }
+# The keys of SECTIONS.
+SectionName = Literal[
+    "tmaze",
+    "tmaze_second_tries",
+    "minigrid",
+    "tmaze_multi_cue",
+    "tmaze_endless",
+    "tmaze_distracted",
+    "tmaze_recall",
+]
 SECTIONS = {
     "tmaze": Section(
         "T-Maze",
@@ -216,18 +226,7 @@ class Options(StudyOptions):
     # Seeds of every memory; consecutive
     seeds: tuple[int, ...] = (1, 2, 3)
     # Environments and tasks
-    environments: tuple[
-        Literal[
-            "tmaze",
-            "tmaze_second_tries",
-            "minigrid",
-            "tmaze_multi_cue",
-            "tmaze_endless",
-            "tmaze_distracted",
-            "tmaze_recall",
-        ],
-        ...,
-    ] = ("tmaze", "tmaze_second_tries", "minigrid")
+    environments: tuple[SectionName, ...] = ("tmaze", "tmaze_second_tries", "minigrid")
     # Memories to train and measure, with their second tries; the page keeps its figures of all others. Empty: all
     models: tuple[str, ...] = ()
     # Measure seeds again whose figures are on the page
