@@ -62,6 +62,13 @@ def test_finished_runs_are_examined_once(tmp_path, examined, capsys):
     assert len(json.loads((tmp_path / "memory_retention.json").read_text())) == 2 + len(tries)
 
 
+def test_the_smallest_seed_is_drawn(tmp_path, examined, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(explain_memories, "plot_retention", lambda shown, path: drawn.append(list(shown)))
+    make_page(tmp_path, "--seeds", "9", "10")
+    assert "RATE, seed 9" in drawn[-1] and not any(label.endswith("seed 10") for label in drawn[-1])
+
+
 def test_runs_of_a_changed_command_are_examined_again(tmp_path, examined):
     flags = ["--results_dir", str(tmp_path), "--models", "LSTM", "--seeds", "1"]
     explain_memories.main(flags)

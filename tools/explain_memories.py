@@ -103,12 +103,11 @@ def row(label: str, found: Mapping[str, Any]) -> list[str]:
 def write(document: Mapping[str, dict], options: Options) -> None:
     """results/memory_retention.json, its picture, and the generated part of .md."""
     picture = f"{PAGE}.png"
-    seeds = {label: label.rpartition(", seed ") for label in document}
-    shown = {
-        label: found
-        for label, found in document.items()
-        if seeds[label][2] == min(other for model, _, other in seeds.values() if model == seeds[label][0])
-    }
+    seeds: dict[str, list[int]] = {}  # of every model
+    for label in document:
+        model, _, seed = label.rpartition(", seed ")
+        seeds.setdefault(model, []).append(int(seed))
+    shown = {name: document[name] for name in (label_of(model, min(found)) for model, found in seeds.items())}
     plot_retention(shown, options.results_dir / picture)
     trained = next(iter(document.values()))["trained_steps"]
     header = [
