@@ -28,6 +28,7 @@ import dataclasses
 import difflib
 import math
 import re
+import shlex
 import sys
 import types
 import typing
@@ -217,6 +218,28 @@ def to_yaml(config: Any) -> str:
     """A configuration (dataclass or flat dictionary) as YAML that ``--config`` accepts, one flag per line."""
     flat = config if isinstance(config, dict) else to_flat_dict(config)
     return core_yaml.dump(flat)
+
+
+def flag_pairs(texts: Sequence[str], *, flag: str) -> list[tuple[str, str]]:
+    """Flags and values of texts written flag=value. Raises UserError, naming `flag`, for a text without "="."""
+    if wrong := [text for text in texts if "=" not in text]:
+        raise UserError(f"--{flag} {wrong[0]}: write flag=value, such as learning_rate=0.001")
+    return [(name, value) for name, _, value in (text.partition("=") for text in texts)]
+
+
+def flag_words(texts: Sequence[str], *, flag: str) -> list[str]:
+    """Texts written flag=value as words of a command line. Values are split as in a shell.
+
+    Raises:
+        UserError: a text has no "=", or an open quotation; the message names `flag`.
+    """
+    words = []
+    for name, value in flag_pairs(texts, flag=flag):
+        try:
+            words += [f"--{name}", *(shlex.split(value) or [""])]
+        except ValueError as error:
+            raise UserError(f'--{flag} {name}={value}: {error}; put the value in quotes: {name}="..."') from None
+    return words
 
 
 def load_yaml(path: Path, *, texts: bool = False) -> dict[str, Any]:

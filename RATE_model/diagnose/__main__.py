@@ -27,7 +27,7 @@ import torch
 from RATE_model.agent import Agent
 from RATE_model.cli.evaluation import print_table, recorded_flags
 from RATE_model.cli.limits import at_least, writable
-from RATE_model.cli.options import exit_on_user_error
+from RATE_model.cli.options import exit_on_user_error, flag_words
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.trajectories import FIRST_SEEN
 from RATE_model.diagnose import command
@@ -64,7 +64,7 @@ class Options:
     episodes: int = 50
     # First steps of each episode to use; none = all
     steps: int | None = None
-    # Use other data, as flag=value of the train script, such as data_path=FILE
+    # Use other data, as flag=value of the train script, such as data_path=FILE. Values are split at spaces
     train: tuple[str, ...] = ()
     # Folder for the results; none = the run directory
     output: Path | None = None
@@ -82,8 +82,7 @@ class Options:
         at_least(2, episodes=self.episodes)
         at_least(1, steps=self.steps)
         writable(output=self.output)
-        if wrong := [text for text in self.train if "=" not in text]:
-            raise UserError(f"--train {wrong[0]}: write flag=value, such as data_path=FILE")
+        flag_words(self.train, flag="train")
         if self.output is None:
             check_unowned(run=self.run)
 
@@ -108,7 +107,7 @@ def load(options: Options) -> tuple[Environment, Path, Path, Agent, tuple[Window
     checkpoint = resolve_checkpoint(options.run)
     run = checkpoint.absolute().parent.parent
     environment: Environment = environment_of(run) if options.env is None else environment_named(options.env)
-    changes = [word for text in options.train for word in (f"--{text.partition('=')[0]}", text.partition("=")[2])]
+    changes = flag_words(options.train, flag="train")
     config = environment.read_config(["--config", str(run / "config.yaml"), *changes])
     environment.check(config)
     agent = environment.load_agent(checkpoint, recorded_flags(environment, checkpoint), {}, device="cpu")

@@ -16,6 +16,7 @@ from RATE_model.cli.options import (
     changeable,
     changeable_flags,
     exit_on_user_error,
+    flag_words,
     load_yaml,
     parse_options,
     to_flat_dict,
@@ -340,3 +341,13 @@ def test_changeable_flags_of_all_groups_are_found():
         group: Group = field(default_factory=Group)
 
     assert list(changeable_flags(All())) == ["place", "shown"] and All().group.shown == (1, 2)
+
+
+def test_flags_as_text_are_split_as_in_a_shell():
+    texts = ["lengths=9 20", "data_path='my data.h5'", "text=", "note=a=b"]
+    words = ["--lengths", "9", "20", "--data_path", "my data.h5", "--text", "", "--note", "a=b"]
+    assert flag_words(texts, flag="train") == words
+    with pytest.raises(UserError, match="--train lengths: write flag=value"):
+        flag_words(["lengths"], flag="train")
+    with pytest.raises(UserError, match="--train text=it's: No closing quotation; put the value in quotes"):
+        flag_words(["text=it's"], flag="train")

@@ -166,7 +166,7 @@ def run(tmp_path_factory) -> tuple[Path, Path]:
 
 def test_a_run_is_diagnosed(run, capsys):
     directory, data = run
-    main([str(directory), "--since", "infos/bit", "--train", f"data={data}", "--steps", str(2**70)])
+    main([str(directory), "--since", "infos/bit", "--train", f"data='{data}'", "--steps", str(2**70)])
     found = json.loads((directory / "eval" / "diagnosis.json").read_text())
     assert list(found["probes"]) == ["bit"] and found["probes"]["bit"]["measure"] == "accuracy"
     assert {"hidden state", "memory at borders", "memory knocked out"} <= found["probes"]["bit"]["scores"].keys()
@@ -182,6 +182,7 @@ def test_a_run_is_diagnosed(run, capsys):
         (["--probes", "bit"], "--probes bit: give arrays of the data"),
         (["--since", "bit"], "--since bit"),
         (["--episodes", "1"], "--episodes 1"),
+        (["--train", "data"], "--train data: write flag=value"),
     ],
 )
 def test_wrong_arguments_are_reported(run, capsys, flags, message):
