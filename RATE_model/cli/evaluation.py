@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -211,13 +211,25 @@ def evaluation_of_run(environment: Environment, run: Path, *, device: str = "cpu
     return evaluation_of(environment, agent, flags, run=run, **{"cases": (None,)} | changes)
 
 
-def check_cases(evaluation: Evaluation) -> None:
-    """Raise a `UserError` for the first case that the environment does not have, as typed after `--cases`."""
+def parse_cases(evaluation: Evaluation, texts: Sequence[str], *, flag: str) -> list[Case]:
+    """The cases typed after a flag. Raises UserError for one that the environment does not have."""
+    environment = evaluation.environment
+    example = environment.cases(evaluation.options)[0]
+    try:
+        cases = [type(example)(text) for text in texts]
+    except (TypeError, ValueError):
+        raise UserError(f"--{flag} {' '.join(texts)}: {environment.name} has cases such as {example}") from None
+    check_cases(replace(evaluation, cases=cases), flag=flag)
+    return cases
+
+
+def check_cases(evaluation: Evaluation, *, flag: str = "cases") -> None:
+    """Raise a `UserError` for the first case that the environment does not have, as typed after a flag."""
     for case in evaluation.cases:
         try:
             evaluation.environment.vector(np.array([case]), evaluation.options).close()
         except UserError as error:
-            raise UserError(f"--cases {case}: {error}") from None
+            raise UserError(f"--{flag} {case}: {error}") from None
 
 
 def read_options(environment: Environment, argv: Sequence[str] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -327,7 +339,7 @@ def _cells(values: Mapping[str, float]) -> list[str]:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Left-aligned text, right-aligned numbers, columns as wide as needed."""
+    """Print right-aligned columns, as wide as needed."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
         print("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))

@@ -20,10 +20,10 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from RATE_model.cli.evaluation import evaluation_of_run
-from RATE_model.cli.limits import at_least, each_once, writable_file
+from RATE_model.cli.evaluation import evaluation_of_run, parse_cases
+from RATE_model.cli.limits import at_least, at_most, each_once, writable_file
 from RATE_model.cli.options import exit_on_user_error, parse_options
-from RATE_model.environments.contract import Evaluation
+from RATE_model.environments.contract import Environment, Evaluation
 from RATE_model.environments.find import common_environment
 from RATE_model.errors import UserError, error_reason
 from RATE_model.memories.contract import MemoryTransform
@@ -40,7 +40,7 @@ class Options:
     runs: tuple[Path, ...] = ()
     # The HTML file to write
     output: Path = Path("report.html")
-    # Case of the recorded episodes, such as an episode length; none = the first one longer than a segment
+    # Case of the recorded episodes, such as an episode length; none = the first one longer than two segments
     case: str | None = None
     # Recorded episodes per run; 0 = none
     episodes: int = 1
@@ -58,21 +58,15 @@ class Options:
         writable_file(output=self.output)
 
 
-def evaluation_for(run: Path, options: Options) -> Evaluation:
+def evaluation_for(environment: Environment, run: Path, options: Options) -> Evaluation:
     """The evaluation that plays the recorded episodes of a run."""
-    environment = common_environment(options.runs, options.env)
-    evaluation = evaluation_of_run(environment, run, device=options.device, episodes=max(2, options.episodes))
-    cases = environment.cases(evaluation.options)
-    segment, options_ = evaluation.agent.memory.segment, evaluation.options
+    evaluation = evaluation_of_run(environment, run, device=options.device)
     if options.case is not None:
-        try:
-            case = type(cases[0])(options.case)
-        except (TypeError, ValueError):
-            raise UserError(f"--case {options.case}: {environment.name} has cases such as {cases[0]}") from None
-    else:
-        beyond = [case for case in cases if max(environment.horizons(case, options_), default=0) > 2 * segment]
-        case = (beyond or list(cases))[0]
-    return replace(evaluation, cases=(case,))
+        return replace(evaluation, cases=parse_cases(evaluation, [options.case], flag="case"))
+    cases, segment = environment.cases(evaluation.options), evaluation.agent.memory.segment
+    horizons = {case: max(environment.horizons(case, evaluation.options), default=0) for case in cases}
+    beyond = [case for case in cases if horizons[case] > 2 * segment]
+    return replace(evaluation, cases=(beyond or list(cases))[:1])
 
 
 def recorded(evaluation: Evaluation, number: int, transform: MemoryTransform | None, *, twin: bool) -> Trace:
@@ -107,13 +101,12 @@ def recorded(evaluation: Evaluation, number: int, transform: MemoryTransform | N
         environments.close()
 
 
-def episodes_of(run: Path, name: str, options: Options) -> list[dict[str, Any]]:
+def episodes_of(environment: Environment, run: Path, name: str, options: Options) -> list[dict[str, Any]]:
     """The recorded episodes of a run, for the player."""
     if not options.episodes:
         return []
-    evaluation = evaluation_for(run, options)
+    evaluation = evaluation_for(environment, run, options)
     transform, (case,) = control(evaluation.agent), evaluation.cases
-    environment = evaluation.environment
     names = () if evaluation.agent.spec.continuous else environment.action_names
     found = []
     for number in range(options.episodes):
@@ -142,11 +135,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_on_user_error():
         options = read_options(argv)
         environment = common_environment(options.runs, options.env)
+        at_most(environment.episode_counts[-1], episodes=options.episodes)
         runs = [read_run(run) for run in options.runs]
         episodes = [
             episode
             for run, found in zip(options.runs, runs, strict=True)
-            for episode in episodes_of(run, found.name, options)
+            for episode in episodes_of(environment, run, found.name, options)
         ]
         page = build(runs, episodes, title=f"{environment.name}: {len(runs)} run{'s' * (len(runs) > 1)}")
         try:

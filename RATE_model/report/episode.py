@@ -215,9 +215,7 @@ def _gate(name: str, values: np.ndarray) -> dict[str, Any]:
     names, shown = [f"unit {unit + 1}" for unit in units], values[:, units]
     if values.shape[1] > _UNITS:
         names, shown = [f"mean of {values.shape[1]}", *names], np.column_stack([values.mean(axis=1), shown])
-    rounded = np.round(shown.astype(float), 3).tolist()
-    known = [[value if np.isfinite(value) else None for value in step] for step in rounded]
-    return {"name": name, "units": names, "values": known}
+    return {"name": name, "units": names, "values": np.round(shown.astype(float), 3).tolist()}
 
 
 def _encoded(pictures: Sequence[np.ndarray]) -> tuple[list[str], list[int]]:

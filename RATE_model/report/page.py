@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -77,10 +78,19 @@ def build(runs: Sequence[RunRecord], episodes: Sequence[Mapping[str, Any]], *, t
     subtitle = f"{len(runs)} run{'s' * (len(runs) > 1)}, {len(episodes)} recorded episode{'s' * (len(episodes) != 1)}"
     page = files("RATE_model.report").joinpath("page.html").read_text(encoding="utf-8")
     # Escaped, so no text of a run can end the script element with the data, or open another one.
-    text = json.dumps(data, allow_nan=False, default=str, separators=(",", ":")).replace("<", "\\u003c")
+    text = json.dumps(finite(data), allow_nan=False, default=str, separators=(",", ":")).replace("<", "\\u003c")
     for name, value in {"title": html.escape(title), "subtitle": html.escape(subtitle), "data": text}.items():
         page = page.replace("{{" + name + "}}", value)
     return page
+
+
+def finite(value: Any) -> Any:
+    """A document with None for numbers that are not finite, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _differing_flags(runs: Sequence[RunRecord]) -> list[str]:

@@ -151,6 +151,22 @@ def test_the_page_of_returns(horizons):
     assert data["horizons"] == [expected] * bool(horizons) and len(data["verdicts"]) == 1
 
 
+def test_numbers_that_are_not_finite_are_left_empty(gated):
+    trace = played(gated, rows=1)
+    trace.rewards[3], trace.probabilities[3, 0] = float("inf"), float("nan")
+    with torch.no_grad():
+        next(iter(gated.memory.parameters())).fill_(float("nan"))
+    shown = player_data(gated, trace, None, actions=None, title="")
+    diverged = replace(RUN, curves={"train_loss": [[1, 2.0], [2, float("nan")]]}, final={"return": float("-inf")})
+    page = build([diverged], [shown], title="T-Maze")
+    text = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)[1]
+    data = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert data["runs"][0]["curves"]["train_loss"] == [[1, 2.0], [2, None]] and data["results"] == [["return", None]]
+    (shown,) = data["episodes"]
+    assert shown["intact"]["rewards"][3] is None and shown["intact"]["probabilities"][3][0] is None
+    assert shown["gates"][0]["values"][0][0] is None
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium: apt-get install chromium")
 def test_a_browser_shows_it_and_the_slider_moves(tmp_path, episode, gated):
     script = """<script>
@@ -236,10 +252,13 @@ def test_a_report_without_episodes(run, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [((), "the run is missing"), (("{run}", "--case", "long"), "--case long: T-Maze has cases such as"),
+     (("{run}", "--case", "1"), "--case 1: T-Maze, recall: corridor_length is -2"),
+     (("{run}", "--episodes", "4"), "--episodes 4: must be at most 3"),
      (("{run}", "--output", "/nowhere/page.html"), "--output /nowhere/page.html")],
 )  # fmt: skip
 def test_invalid_arguments_are_refused(run, flags, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(type(ENVIRONMENT), "episode_counts", range(2, 4))
     with pytest.raises(SystemExit, match="^2$"):
         main([flag.format(run=run) for flag in flags])
     errors = capsys.readouterr().err
