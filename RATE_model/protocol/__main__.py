@@ -14,7 +14,6 @@ runs are kept and interrupted ones continued.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,14 +23,14 @@ if __name__ == "__main__":
     import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 from RATE_model.cli.evaluation import (
-    check_cases,
     evaluation_of_run,
+    parse_cases,
     print_table,
     recorded_evaluation_flags,
     recorded_flags,
 )
 from RATE_model.cli.limits import at_least, each_once, writable
-from RATE_model.cli.options import Boolean, check_choice, exit_on_user_error, parse_options
+from RATE_model.cli.options import Boolean, check_choice, exit_on_user_error, flag_pairs, flag_words, parse_options
 from RATE_model.cli.reproduce import StudyOptions
 from RATE_model.environments.contract import Environment, Evaluation
 from RATE_model.environments.find import common_environment
@@ -56,7 +55,7 @@ _OWN = {"seed", "start_seed", "end_seed", "text", "ckpt_folder", "output_dir", "
 class Options:
     """Which runs to examine, and how."""
 
-    # Run directories. Runs that differ only in their seed count as one agent
+    # Run directories, or checkpoints in them. Runs that differ only in their seed count as one agent
     checkpoint: tuple[Path, ...] = ()
     # Runs of an agent without memory on the same data (--model_mode MLP or BC-MLP). What they achieve does not need
     # memory
@@ -77,7 +76,7 @@ class Options:
     grid: Boolean = False
     # --grid: memory to train
     model_mode: str = "RATE"
-    # --grid: further flags of the train script, as flag=value
+    # --grid: further flags of the train script, as flag=value. Values are split at spaces
     train: tuple[str, ...] = ()
     # --grid: seeds; consecutive
     seeds: tuple[int, ...] = (1, 2, 3)
@@ -89,17 +88,19 @@ class Options:
     def validate(self) -> None:
         """Raise a UserError for anything that can be checked before loading."""
         if self.grid:
-            if self.checkpoint or self.env is None:
-                raise UserError("--grid trains its own runs: give --env and --model_mode, and leave out --checkpoint")
+            for name in ("checkpoint", "control", "cases", "play"):
+                if given := getattr(self, name):
+                    raise UserError(f"--{name} {given[0]}: --grid trains and plays its own runs; leave it out")
+            if self.env is None:
+                raise UserError("--grid trains its own runs: give --env and --model_mode")
             check_choice(list(MODES), model_mode=self.model_mode)
         elif not self.checkpoint:
             raise UserError("--checkpoint is missing: give one or more run directories")
         at_least(2, episodes=self.episodes)
         each_once(checkpoint=self.checkpoint, control=self.control)
         writable(output=self.output)
-        for name, given in {"play": self.play, "train": self.train}.items():
-            if wrong := [text for text in given if "=" not in text]:
-                raise UserError(f"--{name} {wrong[0]}: write flag=value, such as use_argmax=true")
+        flag_pairs(self.play, flag="play")
+        flag_words(self.train, flag="train")
         for run in self.checkpoint:
             check_unowned(checkpoint=run)
 
@@ -149,6 +150,12 @@ class Examined:
         return ["case", "xi", "regime", chance, *conditions], rows
 
 
+def directory_of(run: Path) -> Path:
+    """The directory of a run, which is given by itself, its checkpoints/ or one of these."""
+    checkpoints = [path for path in (run.absolute(), run.absolute().parent) if path.name == "checkpoints"]
+    return checkpoints[0].parent if checkpoints else run
+
+
 def grouped(environment: Environment, runs: Sequence[Path]) -> dict[str, list[Path]]:
     """Runs grouped by agent: those that differ only in their seed share a name."""
     groups: dict[str, list[Path]] = {}
@@ -157,7 +164,8 @@ def grouped(environment: Environment, runs: Sequence[Path]) -> dict[str, list[Pa
         flags = {name: value for name, value in recorded_flags(environment, run).items() if name not in _OWN}
         key = repr(sorted((name, str(value)) for name, value in flags.items() if not name.startswith("wandb")))
         if key not in names:
-            name = run.name.rpartition("_RUN_")[0] or run.name
+            directory = directory_of(run).name
+            name = directory.rpartition("_RUN_")[0] or directory
             names[key] = f"{name} ({len(names) + 1})" if name in groups else name
         groups.setdefault(names[key], []).append(run)
     return groups
@@ -172,7 +180,7 @@ def evaluation_for(environment: Environment, run: Path, options: Options) -> tup
     environment.check_episodes(episodes=options.episodes)
     evaluation = evaluation_of_run(environment, run, device=options.device, episodes=options.episodes)
     flags, notes = recorded_flags(environment, run), []
-    changes = dict(text.split("=", 1) for text in options.play)
+    changes = dict(flag_pairs(options.play, flag="play"))
     if changes:
         play_options = environment.play_options
         asked = recorded_evaluation_flags(environment, changes, source="--play")
@@ -186,18 +194,11 @@ def evaluation_for(environment: Environment, run: Path, options: Options) -> tup
         assert isinstance(evaluation.options, play_options)
     if environment.has_twins(evaluation.options):
         evaluation = replace(evaluation, episodes=max(environment.episode_counts[0], options.episodes // 2))
-    cases = environment.cases(evaluation.options)
     if options.cases:
-        try:
-            cases = [type(cases[0])(text) for text in options.cases]
-        except (TypeError, ValueError):
-            raise UserError(
-                f"--cases {' '.join(options.cases)}: {environment.name} has cases such as {cases[0]}"
-            ) from None
-    evaluation = replace(evaluation, cases=tuple(cases), targets=tuple(evaluation.targets[:1]))
-    if options.cases:
-        check_cases(evaluation)
-    return evaluation, notes
+        cases = parse_cases(evaluation, options.cases, flag="cases")
+    else:
+        cases = environment.cases(evaluation.options)
+    return replace(evaluation, cases=tuple(cases), targets=tuple(evaluation.targets[:1])), notes
 
 
 def examine_runs(environment: Environment, name: str, runs: Sequence[Path], options: Options) -> Examined:
@@ -208,15 +209,17 @@ def examine_runs(environment: Environment, name: str, runs: Sequence[Path], opti
         run for run, control in zip(options.control, free, strict=True) if control.agent.memory.has_memory
     ]:
         raise UserError(f"--control {remembers[0]}: has a memory; give a run of --model_mode MLP or BC-MLP")
-    print(f"{name}: {len(runs)} seed{'s' * (len(runs) > 1)} of {options.episodes} episodes", flush=True)
     evaluation = asked[0][0]
+    twins = environment.has_twins(evaluation.options)
+    episodes = evaluation.episodes * (2 if twins else 1)
+    print(f"{name}: {len(runs)} seed{'s' * (len(runs) > 1)} of {episodes} episodes", flush=True)
     facts, task_cases = facts_of(evaluation.agent), task_cases_of(evaluation)
     cases = examine(
         [RunPlayer(evaluation) for evaluation, _ in asked],
         facts,
         task_cases,
         has_memory=evaluation.agent.memory.has_memory,
-        twins=environment.has_twins(evaluation.options),
+        twins=twins,
         memory_free=[RunPlayer(evaluation) for evaluation in free],
         report=lambda condition: print(f"  {condition}", flush=True),
     )
@@ -272,10 +275,9 @@ def draw_grid(options: Options) -> None:
     """Train, validate and draw the grid."""
     assert options.env is not None, "checked by validate"
     environment = named(options.env)
-    pairs = [text.split("=", 1) for text in options.train]
-    settings = tuple(word for flag, value in pairs for word in (f"--{flag}", *shlex.split(value)))
+    settings = tuple(flag_words(options.train, flag="train"))
     grid = Grid(environment, options.model_mode, environment.grid_cases, settings)
-    study = StudyOptions(seeds=options.seeds, jobs=options.jobs, runs_dir=options.runs_dir)
+    study = StudyOptions(seeds=options.seeds, jobs=options.jobs, device=options.device, runs_dir=options.runs_dir)
     study.validate()
     episodes = max(1, options.episodes // (2 if environment.twins is not None else 1))
     found = run_grid(grid, study, episodes=episodes)
@@ -310,14 +312,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.grid:
             draw_grid(options)
             return
-        environment = common_environment([*options.checkpoint, *options.control], options.env)
+        named_runs = [directory_of(run) for run in (*options.checkpoint, *options.control)]
+        environment = common_environment(named_runs, options.env)
         for name, runs in grouped(environment, options.checkpoint).items():
             examined = examine_runs(environment, name, runs, options)
             show(examined)
             if options.output is not None:
                 write(examined, {options.output: options.output}, f"{NAME}_{name}")
             else:
-                write(examined, {run / "eval": run / "plots" for run in runs}, NAME)
+                write(examined, {run / "eval": run / "plots" for run in map(directory_of, runs)}, NAME)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,10 @@ def run_grid(grid: Grid, options: StudyOptions, *, episodes: int) -> dict[str, A
     rows: dict[str, Any] = {}
     for name, runs in grid.study().run_all(options).items():
         evaluations = [
-            evaluation_of_run(grid.environment, run, cases=tuple(grid.validated), episodes=episodes) for run in runs
+            evaluation_of_run(
+                grid.environment, run, device=options.device or "cpu", cases=tuple(grid.validated), episodes=episodes
+            )
+            for run in runs
         ]
         answers = [RunPlayer(evaluation).play(None) for evaluation in evaluations]
         memory, cells = evaluations[0].agent.memory, []

@@ -12,7 +12,7 @@ from RATE_model.environments.find import common_environment, environment_of
 from RATE_model.environments.table import environment
 from RATE_model.errors import UserError
 from RATE_model.own.environment import OwnEnvironment
-from RATE_model.protocol.__main__ import Examined, grouped, main, write
+from RATE_model.protocol.__main__ import Examined, Options, grouped, main, write
 from RATE_model.protocol.verdict import INTACT, KNOCKED_OUT, AgentFacts, Case, judge
 from tests.tmaze_runs import only_run, train
 from TMaze_new.TMaze_new_src import train_tmaze
@@ -91,6 +91,17 @@ def test_untrained_settings_are_noted(run, tmp_path, capsys):
     )
 
 
+def test_results_of_a_checkpoint_go_to_its_run(run, tmp_path, capsys):
+    """Twins come in pairs: of five episodes, four are played."""
+    copy = shutil.copytree(run, tmp_path / "copy_RUN_4")
+    (checkpoint,) = (copy / "checkpoints").glob("step_*")
+    main(["--checkpoint", str(checkpoint), "--cases", "9", "--episodes", "5", "--device", "cpu"])
+    assert "copy: 1 seed of 4 episodes" in capsys.readouterr().out
+    found = json.loads((copy / "eval" / "protocol.json").read_text())
+    assert found["verdict"]["missing"][0].endswith("(got 1 of 4)") and (copy / "plots" / "protocol.png").exists()
+    assert not (checkpoint / "eval").exists()
+
+
 def test_unsuitable_runs_are_refused(run, tmp_path, capsys):
     assert "--checkpoint is missing" in fails(capsys)
     assert "--cases x: T-Maze has cases such as 9" in fails(capsys, "--checkpoint", run, "--cases", "x")
@@ -143,3 +154,26 @@ def test_grid_trains_validates_and_continues(tmp_path, capsys, monkeypatch):
     assert "--grid trains its own runs" in fails(capsys, "--grid")
     assert "--model_mode X: the value must be one of" in fails(capsys, "--grid", "--env", "tmaze", "--model_mode", "X")
     assert "declares no grid" in fails(capsys, "--grid", "--env", "minigrid_memory")
+
+
+def test_grid_refuses_flags_that_it_ignores():
+    for name in ("checkpoint", "control", "cases", "play"):
+        with pytest.raises(UserError, match=f"^--{name} a=b: .*; leave it out"):
+            Options(grid=True, env="tmaze", **{name: ("a=b",)}).validate()
+
+
+def test_grid_uses_the_typed_device(monkeypatch, capsys):
+    used = []
+
+    def evaluate(*_, device="cpu", **__):
+        used.append(device)
+        raise UserError("enough")
+
+    def run_all(study, options):
+        used.append(options.device)
+        return {"a": [Path()]}
+
+    monkeypatch.setattr(reproduce.Study, "run_all", run_all)
+    monkeypatch.setattr("RATE_model.protocol.grid.evaluation_of_run", evaluate)
+    fails(capsys, "--grid", "--env", "tmaze", "--device", "cuda:1")
+    assert used == ["cuda:1", "cuda:1"]
