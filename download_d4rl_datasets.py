@@ -168,7 +168,7 @@ def _continue(url: str, part: Path, timeout: float, recorded: D4RLFile | None) -
         if total == str(have):
             return ""
         part.unlink()
-        return f"the {have} bytes here are no beginning of the server's file of {total or 'unknown size'}"
+        return f"the {have} bytes here are not the beginning of the server's file of {total or 'unknown size'}"
     with response:
         resumed = response.status == _PARTIAL_CONTENT  # otherwise the server sends the whole file
         start = have if resumed else 0
@@ -191,7 +191,7 @@ def _continue(url: str, part: Path, timeout: float, recorded: D4RLFile | None) -
                 file.write(block)
                 bar.update(len(block))
     have = part.stat().st_size
-    return "" if have == total else f"the connection ended behind {have} of {total} bytes"
+    return "" if have == total else f"the connection ended after {have} of {total} bytes"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

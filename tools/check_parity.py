@@ -82,7 +82,7 @@ def compare(path: Path) -> dict[str, float]:
 
 def _difference(ours: torch.Tensor, recorded: np.ndarray) -> float:
     if tuple(ours.shape) != recorded.shape:
-        raise UserError(f"shape {tuple(ours.shape)} , but the recording has {recorded.shape}")
+        raise UserError(f"shape {tuple(ours.shape)}, but the recording has {recorded.shape}")
     return float(np.abs(ours.numpy() - recorded).max(initial=0.0))
 
 

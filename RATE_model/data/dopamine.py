@@ -78,7 +78,7 @@ class Selection:
     # DQN-replay data: draw until there are this many transitions; none = 500,000. Our own data: make this many where it
     # is missing; none = as many as its script makes
     transitions: int | None = None
-    # DQN-replay data: whole episodes of a draw, in a row, behind those drawn from that buffer before
+    # DQN-replay data: whole episodes of a draw, in a row, after those drawn from that buffer before
     trajectories_per_buffer: int = 10
     # DQN-replay data: only the first this many transitions of each buffer are looked at
     buffer_transitions: int = 100_000

@@ -44,7 +44,7 @@ class FileOptions:
         at_least(1, workers=self.workers)
         at_most_processes(workers=self.workers)
         if self.output is not None and self.output.suffix not in (".h5", ".hdf5"):
-            raise UserError(f"--output '{self.output}': the name must end in .h5")
+            raise UserError(f"--output '{self.output}': the name must end in .h5 or .hdf5")
 
 
 @dataclass(frozen=True)

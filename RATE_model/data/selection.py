@@ -25,8 +25,9 @@ def whole_episodes(
     long = file.lengths > (np.inf if max_steps is None else max_steps)
     keep = ~(short | long) & file.whole
     if not keep.any():
+        wanted = f"at least {min_steps}" if max_steps is None else f"{min_steps} to {max_steps}"
         raise UserError(
-            f"'{file.path}' has no episode of {min_steps} to {max_steps} steps: of {file.num_episodes} episodes, "
+            f"'{file.path}' has no episode of {wanted} steps: of {file.num_episodes} episodes, "
             f"{short.sum()} are shorter and {long.sum()} longer (lengths {file.lengths.min()} to {file.lengths.max()})."
             f"{_tail(file)}"
         )

@@ -106,7 +106,7 @@ class Snapshots:
 
 
 def borders(last: int, segment: int) -> list[int]:
-    """At most 28 segment borders before a step, evenly on a logarithmic scale."""
+    """At most `_BORDERS` segment borders before a step, evenly on a logarithmic scale."""
     count = (last - 1) // segment
     return [] if count < 1 else sorted({round(place) * segment for place in np.geomspace(1, count, _BORDERS)})
 

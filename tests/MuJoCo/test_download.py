@@ -124,7 +124,7 @@ def test_broken_download_continues(server, content, folder, capsys, ranges):
     assert run(folder, server.url, "hopper-medium") == 2
     assert names(folder) == [f"{NAME}.part"] and (folder / f"{NAME}.part").read_bytes() == content[:1000]
     error = capsys.readouterr().err
-    assert "1000 bytes are kept" in error and f"behind 1000 of {len(content)} bytes" in error
+    assert "1000 bytes are kept" in error and f"ended after 1000 of {len(content)} bytes" in error
     server.breaks = None
     assert run(folder, server.url, "hopper-medium") == 0
     assert server.requests[-1] == (f"/d4rl/{NAME}", "bytes=1000-")

@@ -3,12 +3,13 @@
 import functools
 import multiprocessing
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from RATE_model.data.parts import Job, make_in_parts, make_until
+from RATE_model.data.parts import FileOptions, Job, make_in_parts, make_until
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
 
@@ -159,3 +160,10 @@ def test_two_processes_make_one_file(tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["data.h5", "log"]
     with pytest.raises(UserError, match=r"data.h5' exists; add --overwrite true"):
         make_steps(tmp_path)
+
+
+def test_a_file_needs_an_hdf5_name():
+    for name in ("a.h5", "a.hdf5"):
+        FileOptions(output=Path(name)).validate()
+    with pytest.raises(UserError, match="--output 'a.npz': the name must end in .h5 or .hdf5"):
+        FileOptions(output=Path("a.npz")).validate()

@@ -43,6 +43,8 @@ def test_whole_episodes(file):
     assert whole_episodes(0, file, max_steps=7, min_steps=3)[:, 2].tolist() == [4, 7, 7]
     with pytest.raises(UserError, match=r"of 6 episodes, 5 are shorter and 1 longer \(lengths 1 to 10\)"):
         whole_episodes(0, file, max_steps=9, min_steps=8)
+    with pytest.raises(UserError, match="has no episode of at least 11 steps: of 6 episodes"):
+        whole_episodes(0, file, min_steps=11)
 
 
 @pytest.mark.parametrize(("length", "stride"), [(1, 1), (3, 1), (3, 3), (4, 2), (7, 5), (10, 1)])
