@@ -393,7 +393,7 @@ def whole_sides(
 ) -> tuple[WindowDataset, WindowDataset]:
     """All episodes of ``shortest`` to ``size`` steps, padded to ``size``: a training and a validation dataset.
 
-    The number of the others, which are left out, is printed.
+    The number of the others, which are left out, is printed. An episode without an end does not count.
 
     Args:
         files: to read.
@@ -403,14 +403,21 @@ def whole_sides(
         fraction, options: see `split_datasets`.
 
     Raises:
-        UserError: no episode has such a length, there are too few to split, or a file does not contain the targets.
+        UserError: no episode with an end has such a length, there are too few to split, or a file does not contain the
+            targets.
     """
-    lengths = np.concatenate([file.lengths for file in files])
-    others = int(((lengths < shortest) | (lengths > size)).sum())
+
+    def fit(lengths: np.ndarray) -> np.ndarray:
+        return (lengths >= shortest) & (lengths <= size)
+
+    names = ", ".join(f"'{file.path}'" for file in files)
+    lengths = np.concatenate([file.lengths[file.whole] for file in files])
+    if not len(lengths):
+        raise UserError(f"{names}: nothing to train on: no episode has an end. {advice}")
+    others = int((~fit(lengths)).sum())
     asked = f"{size}" if shortest == size else f"at most {size}"
     found = f"they have {lengths.min()} to {lengths.max()}"
     if others == len(lengths):
-        names = ", ".join(f"'{file.path}'" for file in files)
         raise UserError(
             f"{names}: nothing to train on: none of {others} episodes has {asked} steps (--segments times "
             f"--context_length); {found}. {advice}"
@@ -423,6 +430,6 @@ def whole_sides(
     windows = [
         whole_episodes(index, file, size, min_steps=shortest)
         for index, file in enumerate(files)
-        if ((file.lengths >= shortest) & (file.lengths <= size)).any()
+        if fit(file.lengths[file.whole]).any()
     ]
     return split_datasets(files, np.concatenate(windows), fraction=fraction, size=size, **options)

@@ -10,6 +10,7 @@ import torch
 from RATE_model.data.batch import Batch
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.loader import EpochSampler, make_loader
+from RATE_model.data.maker import whole_sides
 from RATE_model.data.selection import split_episodes, strided_windows, whole_episodes
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
@@ -60,6 +61,28 @@ def test_strided_windows_equal_an_obvious_loop(file, length, stride):
 def test_too_long_windows_are_named(file):
     with pytest.raises(UserError, match=r"no window of 11 steps: all 6 episodes are shorter \(longest: 10 steps\)"):
         strided_windows(0, file, 11, 1)
+
+
+def make_unfinished_file(path, lengths):
+    """The last episode has no end."""
+    steps = max(lengths)
+    with TrajectoryWriter(path, observation_shape=(1,), observation_dtype="float32", attributes={}) as writer:
+        padded = np.zeros((len(lengths), steps))
+        writer.add_episodes(padded[..., None], padded, padded, np.array(lengths), unfinished=True)
+    return TrajectoryFile(path)
+
+
+def test_an_unfinished_episode_does_not_count_as_fitting(tmp_path, capsys):
+    """Beside a file with episodes that fit, alone, and as the only episode."""
+    long = make_unfinished_file(tmp_path / "long.h5", [20, 20, 15])
+    short = make_unfinished_file(tmp_path / "short.h5", [10] * 4 + [15])
+    sides = whole_sides([long, short], size=16, advice="", fraction=0.5)
+    assert sorted(tuple(window) for side in sides for window in side.windows) == [(1, 10 * i, 10) for i in range(4)]
+    assert "2 of 6 episodes are left out: they have 10 to 20 steps" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"none of 2 episodes has at most 16 steps .* they have 20 to 20. Do this."):
+        whole_sides([long], size=16, advice="Do this.", fraction=0.5)
+    with pytest.raises(UserError, match="no episode has an end. Do this."):
+        whole_sides([make_unfinished_file(tmp_path / "one.h5", [9])], size=16, advice="Do this.", fraction=0.5)
 
 
 def test_split_keeps_episodes_apart_and_in_place(tmp_path):
