@@ -129,6 +129,13 @@ def _bare(environment: EnvironmentLike, arguments: dict[str, Any]) -> gymnasium.
     if isinstance(environment, gymnasium.Env):
         if environment.spec is not None and arguments:
             return gymnasium.make(environment.spec, **arguments)
+        own_mode = ("render_mode", environment.render_mode)
+        if new := {name: value for name, value in arguments.items() if (name, value) != own_mode}:
+            given = ", ".join(f"{name}={value!r}" for name, value in new.items())
+            raise UserError(
+                f"environment {environment} cannot be made with {given}: it is an object without a spec; give a "
+                "function that makes it, or module:Class"
+            )
         return copy.deepcopy(environment)
     if isinstance(environment, str):
         module, colon, name = environment.partition(":")

@@ -17,6 +17,7 @@ from RATE_model.acting.controls import knock_out_memory
 from RATE_model.environments.spaces import Encoded
 from RATE_model.own.arguments import in_python
 from RATE_model.own.environment import OwnEnvironment
+from RATE_model.own.making import make_environment
 from tests.RATE_model.own.toys import STEPS, Recall, Watched, episodes
 
 RECALL = "tests.RATE_model.own.toys:Recall"
@@ -247,6 +248,21 @@ def test_wrappers_and_arguments_reach_the_environment(run):
     )
     assert (wide.lengths == 2).all()
     assert (evaluate(run.directory, Recall, target_return=1, max_episode_steps=3).lengths == 3).all()
+
+
+def test_arguments_of_an_object_without_a_spec_are_refused(tmp_path):
+    """It can only be copied. An object with a spec is made again."""
+    for given in ({"size": 3}, {"render_mode": "rgb_array"}):
+        with pytest.raises(UserError, match="without a spec; give a function that makes it, or module:Class") as error:
+            make_environment(Recall(), arguments=given)
+        assert "\n" not in str(error.value) and f"{next(iter(given))}=" in str(error.value)
+    with pytest.raises(UserError, match="cannot be made with size=2"):
+        train(episodes_file(tmp_path), environment=Recall(), env_args={"size": 2}, output_dir=tmp_path / "run", **TINY)
+    assert make_environment(Recall(3)).size == 3
+    drawn = make_environment(Recall(render_mode="rgb_array"), arguments={"render_mode": "rgb_array"})
+    assert drawn.render_mode == "rgb_array"
+    made = make_environment(gymnasium.make("CartPole-v1"), arguments={"render_mode": "rgb_array"})
+    assert made.render_mode == "rgb_array"
 
 
 @pytest.mark.parametrize(
