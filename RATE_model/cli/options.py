@@ -121,9 +121,9 @@ def parse_options(
 
     ``argv`` is sys.argv[1:] unless given; ``config_file`` is the environment's own config.yaml; ``aliases`` maps
     another spelling of a flag to its name, besides those that all scripts share (``aliases.ALIASES``). Flags may have
-    hyphens instead of underscores; the last of a repeated flag counts. ``published`` are the values, by flag, that
-    ``--published true`` sets; a script without them has no such flag. ``recorded`` maps the flags of the command line
-    to values, by flag, that files and flags override: those that a run recorded, for example.
+    hyphens instead of underscores; the last of a repeated flag counts; ``--flag=`` is an empty list. ``published`` are
+    the values, by flag, that ``--published true`` sets; a script without them has no such flag. ``recorded`` maps the
+    flags of the command line to values, by flag, that files and flags override: those that a run recorded, for example.
 
     Groups may define ``check_typed(self, names)``, called with the names of the flags on the command line, and
     ``validate(self)``, called on the merged values, outermost group last. ``--help`` and ``--print_config`` print and
@@ -382,6 +382,8 @@ def _read_tokens(flag: str, tokens: list[str], kind: Any) -> Any:
     shown = " ".join(f"'{token}'" if not token or " " in token else token for token in tokens)
     if len(tokens) > 1 and origin not in (tuple, list):
         raise UserError(f"{flag} takes one value ({_allowed(kind)}), got {len(tokens)}: {shown}")
+    if origin in (tuple, list) and tokens == [""]:  # --name= is an empty list
+        tokens = []
     if origin in (tuple, list) and arguments[0] in (int, float):  # numbers may be separated by commas: 0.1,0.5
         tokens = [part for token in tokens for part in token.split(",")]
     try:

@@ -180,9 +180,10 @@ def _described(spec: Any) -> str:
 
 
 def _words(flags: dict[str, Any]) -> list[str]:
-    """Arguments as typed on the command line."""
+    """Arguments as typed on the command line; ``--name=`` is an empty list, and ``--name=-x`` is not a flag -x."""
     words = []
     for name, value in flags.items():
         values = value if isinstance(value, list | tuple) else [value]
-        words += [f"--{name}", *(str(one).lower() if isinstance(one, bool | None) else str(one) for one in values)]
+        first, *rest = [str(one).lower() if isinstance(one, bool | None) else str(one) for one in values] or [""]
+        words += [f"--{name}={first}", *rest]
     return words

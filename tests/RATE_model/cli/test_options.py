@@ -104,6 +104,7 @@ def test_no_flags_give_the_defaults() -> None:
         ("--curr 'true' --text '' --skip_dec_ffn --seed 7", dict(curr="true", text="", skip_dec_ffn=True, seed=7)),
         ("--n-head-ca 2 --model-mode=DT", dict(n_head_ca=2, model_mode="DT")),
         ("--lengths 9 30 90 --steps 1", dict(lengths=[9, 30, 90], steps=[1])),
+        ("--lengths= --seed 2", dict(lengths=[], seed=2)),
         ("--limit 3 --data some/where", dict(limit=3, data="some/where")),
         ("--limit none", dict(limit=None)),
         ("--switch --limit 3", dict(switch=True, limit=3)),

@@ -14,7 +14,9 @@ from torch.testing import assert_close
 
 from RATE_model import Dataset, UserError, evaluate, load_agent, train
 from RATE_model.acting.controls import knock_out_memory
+from RATE_model.cli.options import to_flat_dict
 from RATE_model.environments.spaces import Encoded
+from RATE_model.own.api import _words
 from RATE_model.own.arguments import in_python
 from RATE_model.own.environment import OwnEnvironment
 from RATE_model.own.making import make_environment
@@ -263,6 +265,27 @@ def test_arguments_of_an_object_without_a_spec_are_refused(tmp_path):
     assert drawn.render_mode == "rgb_array"
     made = make_environment(gymnasium.make("CartPole-v1"), arguments={"render_mode": "rgb_array"})
     assert made.render_mode == "rgb_array"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("aux", []), ("aux", ["next_latent", "return"]), ("target_return", -1.5), ("init_from", "-x"), ("env_args", [])],
+)
+def test_arguments_are_read_unchanged(name, value):
+    config = OwnEnvironment(Recall, Dataset.from_episodes(episodes())).read_config(_words({name: value}))
+    assert to_flat_dict(config)[name] == value
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"aux": ["return"], "aux_weight": ()}, "0 weights for 1 objectives"),
+        ({"aux": ["-x"]}, "^aux='-x': must be next_latent"),
+    ],
+)
+def test_empty_lists_and_dashes_reach_the_checks(given, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        train(Dataset.from_episodes(episodes()), output_dir=tmp_path / "run", **TINY, **given)
 
 
 @pytest.mark.parametrize(
