@@ -30,9 +30,8 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +42,7 @@ from RATE_model.data.ends import Ends, UnclearEnds, can_mark_every_end, find_end
 from RATE_model.data.hdf5 import attributes_of
 from RATE_model.data.trajectories import Learn
 from RATE_model.data.writer import TrajectoryWriter
-from RATE_model.errors import UserError
+from RATE_model.errors import UserError, error_reason
 from RATE_model.system.locks import ensure, exclusive
 from RATE_model.system.progress import progress_bar
 
@@ -122,12 +121,35 @@ class _Contents:
         return self.alone if begins is None else begins
 
 
-class _Refused(Exception):
-    """The reason why a file cannot be used."""
+class Refused(Exception):
+    """Why a file cannot be used, worded as the rest of a sentence that starts with its name."""
 
 
 REWARDS_WITH_IMAGES = "rewards came with the images of their rows"
 UNKNOWN_ALIGNMENT = "does not show whether an action was taken on the image of its row or led to it"
+
+
+def read_npz(
+    path: Path, choose: Callable[[Sequence[str]], Iterable[str]] = lambda names: names
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays of an .npz file, and the names of all arrays in it. Nothing is unpickled.
+
+    Args:
+        path: the file.
+        choose: picks the names to load from all names; by default all.
+
+    Raises:
+        Refused: the file is damaged.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("not a zip archive")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: np.asarray(file[name]) for name in choose(file.files)}, list(file.files)
+    except Refused:
+        raise
+    except Exception as error:  # damaged bytes may raise anything
+        raise Refused(f"is damaged or not an .npz file ({error_reason(error) or type(error).__name__})") from error
 
 
 def find_npz(folder: str | Path, pattern: str = PATTERN) -> list[Path]:
@@ -309,7 +331,7 @@ def _add_episodes(
     for path in progress_bar(iterable=files, desc=f"converting {files[0].parent.name}", unit="file"):
         try:
             contents = _read(path, layout, shapes)
-        except _Refused as reason:
+        except Refused as reason:
             refused[path] = str(reason)
             continue
         settle(before, contents)
@@ -346,7 +368,7 @@ def _digest_of(target: Path, folder: Path) -> str:
 
 
 def _read(path: Path, layout: _Layout, shapes: dict[str, tuple[int, ...]]) -> _Contents:
-    """Read a file. Raises `_Refused`."""
+    """Read a file. Raises `Refused`."""
     keys = layout.keys
     observed = (keys.observations,) if isinstance(keys.observations, str) else keys.observations
     others = [keys.actions, keys.rewards, *layout.infos]
@@ -355,9 +377,9 @@ def _read(path: Path, layout: _Layout, shapes: dict[str, tuple[int, ...]]) -> _C
     observations, actions, rewards = arrays[name], *(one_column(arrays[key]) for key in (keys.actions, keys.rewards))
     marks = {mark: arrays[mark] for mark in names if kind_of(mark)}
     if keys.marked and not can_mark_every_end(marks):
-        raise _Refused(f"has no 'done' and no other array that marks ends (available: {', '.join(sorted(names))})")
+        raise Refused(f"has no 'done' and no other array that marks ends (available: {', '.join(sorted(names))})")
     if rewards.ndim != 1 or len(rewards) == 0:
-        raise _Refused(f"has '{keys.rewards}' of shape {rewards.shape}; expected one number per step")
+        raise Refused(f"has '{keys.rewards}' of shape {rewards.shape}; expected one number per step")
     rows = len(rewards)
     if name in keys.time_last:
         observations = np.moveaxis(observations, -1, 0)
@@ -367,22 +389,22 @@ def _read(path: Path, layout: _Layout, shapes: dict[str, tuple[int, ...]]) -> _C
         expected, found = (rows, *layout.observation_shape), observations.shape
         if keys.channels_last and len(expected) == len(found) == 4:
             expected, found = (tuple(np.array(shape)[[0, 2, 3, 1]].tolist()) for shape in (expected, found))
-        raise _Refused(f"has '{name}' of shape {found}; expected {expected}")
+        raise Refused(f"has '{name}' of shape {found}; expected {expected}")
     try:
         ends = find_ends(marks, rows, one_step=False)
     except UnclearEnds as unclear:
-        raise _Refused(str(unclear)) from None
+        raise Refused(str(unclear)) from None
     stops = np.append(np.flatnonzero(ends.last[:-1]) + 1, rows)
     starts = np.append(0, stops[:-1])
     pieces = _steps(len(observations), actions, rewards, starts, stops, ends, layout)
     with np.errstate(over="ignore"):
         rewards = rewards.astype(np.float32)
     if not np.isfinite(rewards).all():
-        raise _Refused(f"has a NaN or infinite value in '{keys.rewards}'")
+        raise Refused(f"has a NaN or infinite value in '{keys.rewards}'")
     infos = {name: _info(arrays[name], rows, name, len(stops)) for name in layout.infos}
     for info, values in infos.items():
         if shapes.setdefault(info, values.shape[1:]) != values.shape[1:]:
-            raise _Refused(f"has '{info}' of shape {values.shape[1:]} per step; earlier files have {shapes[info]}")
+            raise Refused(f"has '{info}' of shape {values.shape[1:]} per step; earlier files have {shapes[info]}")
     episodes = [
         _Episode(
             _images(observations[seen], name),
@@ -429,14 +451,14 @@ def _steps(
         idle_rows = {"arrivals": first, "replay": last}.get(kind, np.append(first, last))
         actions = _from_one_hot(actions, rows, layout, idle_rows)
     elif actions.shape != rewards.shape or actions.dtype.kind not in "iu":
-        raise _Refused(f"has '{keys.actions}' {actions.dtype} {actions.shape}; expected {rows} integers")
+        raise Refused(f"has '{keys.actions}' {actions.dtype} {actions.shape}; expected {rows} integers")
     if kind == "auto":
-        raise _Refused(UNKNOWN_ALIGNMENT)
+        raise Refused(UNKNOWN_ALIGNMENT)
     if kind != "steps" and (images != rows or rows < 2):
-        raise _Refused(f"has {images} images and {rows} rewards; rows of {kind} need equal numbers, at least 2")
+        raise Refused(f"has {images} images and {rows} rewards; rows of {kind} need equal numbers, at least 2")
     if actions.min() < 0 or actions.max() >= layout.num_actions:
         bounds = f"{actions.min()} to {actions.max()}; allowed is 0 to {layout.num_actions - 1}"
-        raise _Refused(f"has actions from {bounds}")
+        raise Refused(f"has actions from {bounds}")
     pieces = []
     for start, stop in zip(starts, stops, strict=True):
         if kind == "arrivals":
@@ -446,7 +468,7 @@ def _steps(
         elif not idle[stop - 1]:
             pieces.append((slice(start, stop), actions[start:stop], slice(start, stop)))
         elif rewards[stop - 1]:
-            raise _Refused(
+            raise Refused(
                 f"has a reward in row {stop - 1} of {rows}, in which no action was taken: {REWARDS_WITH_IMAGES}"
             )
         else:  # a last observation without an action
@@ -458,12 +480,12 @@ def _from_one_hot(actions: np.ndarray, rows: int, layout: _Layout, idle: np.ndar
     """Action numbers (T,) int64 from one-hot rows; rows marked ``idle`` may be all zeros and become 0."""
     keys, shape = layout.keys, (rows, layout.num_actions)
     if actions.shape != shape:
-        raise _Refused(f"has '{keys.actions}' of shape {actions.shape}; expected {shape}, one-hot")
+        raise Refused(f"has '{keys.actions}' of shape {actions.shape}; expected {shape}, one-hot")
     hot = actions == 1
     good = (hot.sum(1) == 1) & ((actions == 0).sum(1) == layout.num_actions - 1)
     good[idle] |= ~actions[idle].any(axis=1)
     if not good.all():
-        raise _Refused(f"has '{keys.actions}' at row {int(np.argmin(good))} of {rows} that is not one-hot")
+        raise Refused(f"has '{keys.actions}' at row {int(np.argmin(good))} of {rows} that is not one-hot")
     return hot.argmax(1)
 
 
@@ -472,23 +494,18 @@ def _arrays(path: Path, wanted: Sequence[Sequence[str]]) -> tuple[dict[str, np.n
 
     The arrays are numeric. Nothing is unpickled.
     """
-    try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("not a zip archive")
-        with np.load(path, allow_pickle=False) as file:
-            missing = [names for names in wanted if not any(name in file for name in names)]
-            if missing:
-                found = ", ".join(sorted(file)) or "nothing"
-                listed = ", ".join(" or ".join(map(repr, names)) for names in missing)
-                raise _Refused(f"has no {listed} (available: {found})")
-            names = [next(name for name in names if name in file) for names in wanted]
-            arrays = {name: file[name] for name in (*names, *filter(kind_of, file))}
-            held = list(file)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
-        raise _Refused(f"is damaged or not an .npz file ({error})") from error
+
+    def choose(held: Sequence[str]) -> list[str]:
+        if missing := [names for names in wanted if not any(name in held for name in names)]:
+            found = ", ".join(sorted(held)) or "nothing"
+            listed = ", ".join(" or ".join(map(repr, names)) for names in missing)
+            raise Refused(f"has no {listed} (available: {found})")
+        return [next(name for name in names if name in held) for names in wanted] + list(filter(kind_of, held))
+
+    arrays, held = read_npz(path, choose)
     for name, values in arrays.items():
         if values.dtype.kind not in "biuf":
-            raise _Refused(f"has '{name}' of type {values.dtype}; expected numbers")
+            raise Refused(f"has '{name}' of type {values.dtype}; expected numbers")
     return arrays, held
 
 
@@ -500,11 +517,11 @@ def _images(values: np.ndarray, name: str) -> np.ndarray:
     largest = 1 if values.dtype.kind == "f" else 255
     if not (low >= 0 and high <= largest):  # also refuses NaN
         allowed = "floating-point images must be in [0, 1]" if largest == 1 else "allowed is 0 to 255"
-        raise _Refused(f"has '{name}' from {low} to {high}; {allowed}")
+        raise Refused(f"has '{name}' from {low} to {high}; {allowed}")
     levels = values.astype(np.promote_types(values.dtype, np.float32)) * (255 if largest == 1 else 1)
     whole = np.rint(levels)
     if np.abs(levels - whole).max() > _GREY:
-        raise _Refused(f"has '{name}' with values between the 256 grey levels: not an image divided by 255")
+        raise Refused(f"has '{name}' with values between the 256 grey levels: not an image divided by 255")
     return whole.astype(np.uint8)
 
 
@@ -513,8 +530,8 @@ def _info(values: np.ndarray, steps: int, name: str, episodes: int) -> np.ndarra
     values = values.astype(np.float32 if values.dtype.kind == "f" else np.int64)
     if values.size == 1 and values.ndim < 2 and values.shape != (steps,):
         if episodes > 1:
-            raise _Refused(f"has one '{name}' for {episodes} episodes; expected one per step")
+            raise Refused(f"has one '{name}' for {episodes} episodes; expected one per step")
         return np.full(steps, values.item(), dtype=values.dtype)
     if values.ndim == 0 or len(values) != steps:
-        raise _Refused(f"has '{name}' of shape {values.shape}; expected {steps} steps or a single number")
+        raise Refused(f"has '{name}' of shape {values.shape}; expected {steps} steps or a single number")
     return values

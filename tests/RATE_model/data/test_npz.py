@@ -1,6 +1,7 @@
 """Folders of .npz files: conversion, reuse, and refused files."""
 
 import os
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,9 +179,14 @@ def test_damaged_files_are_refused(tmp_path, capsys):
     (folder / "train_data_4.npz").write_bytes(b"text")
     np.save(folder / "array.npy", np.zeros(3))
     (folder / "array.npy").rename(folder / "train_data_5.npz")
+    with zipfile.ZipFile(folder / "train_data_6.npz", "w") as archive:  # the header's last bracket is not closed
+        whole = zipfile.ZipFile(folder / "train_data_0.npz").read("reward.npy")
+        archive.writestr("reward.npy", whole.replace(b"(6,)", b"(6, "))
+        for name in ("obs", "action", "done"):
+            archive.writestr(f"{name}.npy", whole)
     assert TrajectoryFile(convert(folder)).num_episodes == 1
     printed = capsys.readouterr().out
-    assert "skipped 5 of 6 files" in printed and printed.count("train_data_") == 2, "an example of each reason"
+    assert "skipped 6 of 7 files" in printed and printed.count("train_data_") == 3, "an example of each reason"
     assert "train_data_1.npz is damaged or not an .npz file (not a zip archive) (and 3 more)" in printed
 
 
