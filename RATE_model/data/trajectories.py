@@ -68,6 +68,7 @@ class TrajectoryFile:
         num_steps, num_episodes: int.
         starts, lengths: (E,) int64, first step and number of steps of every episode.
         whole: (E,) bool, whether an episode has an end; False for an unfinished last episode.
+        terminals: (E,) bool, whether an episode is known to have ended in a terminal state.
         rewards: (num_steps,) float32.
         actions: (num_steps,) int64, or (num_steps, A) float32.
         observation_shape, observation_dtype: of one observation as returned, uint8 or float32.
@@ -123,12 +124,12 @@ class TrajectoryFile:
                 self._check_layout(file)
                 self._check_kinds(file, observation_shape, observation_dtype, num_actions, action_size)
                 self._checksums = self._read_checksums(file, attributes)
-                ends = self._ends(file)
+                ends, terminal = self._ends(file)
                 self.rewards = self._finite("rewards", one_column(self._verified("rewards")))
                 self.actions = self._finite("actions", self._verified("actions").reshape(-1, *self.action_shape))
             # An unfinished last episode counts as an episode.
             stops = np.flatnonzero(np.concatenate([ends[:-1], [True]])) + 1
-            self.whole = ends[stops - 1]
+            self.whole, self.terminals = ends[stops - 1], terminal[stops - 1]
             self.starts = np.concatenate([[0], stops[:-1]])
             self.lengths = stops - self.starts
             self.num_episodes = len(stops)
@@ -142,18 +143,21 @@ class TrajectoryFile:
             self._check_observations()
             refused.pop_all()
 
-    def _ends(self, file: Hdf5) -> np.ndarray:
-        """Whether an episode ends with each step: (num_steps,) bool. Prints a note about doubtful marks."""
+    def _ends(self, file: Hdf5) -> tuple[np.ndarray, np.ndarray]:
+        """Whether an episode ends with each step, and whether it does in a terminal state: (num_steps,) bool each.
+
+        Prints a note about doubtful marks.
+        """
         if self._own:
-            ends = self._verified("terminals") != 0
-            return ends | (self._verified("timeouts") != 0) if "timeouts" in file else ends
+            terminal = self._verified("terminals") != 0
+            return (terminal | (self._verified("timeouts") != 0) if "timeouts" in file else terminal), terminal
         try:
             found = ends_of_file(file, self.num_steps, max_steps=self._max_episode_steps)
         except UnclearEnds as unclear:
             raise self._error(str(unclear)) from None
         for note in found.notes:
             _say(f"note: '{self.path}' {note}")
-        return found.last
+        return found.last, found.terminal
 
     def episode_returns(self) -> np.ndarray:
         """Returns of the whole episodes, (E,) float32; of all if none is whole."""
@@ -319,7 +323,7 @@ class TrajectoryFile:
 
     def _episodes_of(self, steps: range) -> str:
         """The episodes of these steps, in words."""
-        ends = np.flatnonzero(self._ends(self._open()))
+        ends = np.flatnonzero(self._ends(self._open())[0])
         first, last = np.searchsorted(ends, [steps[0], steps[-1]]).tolist()
         return f" (episode {first})" if first == last else f" (episodes {first} to {last})"
 

@@ -63,10 +63,8 @@ class Dataset:
         self.metadata = dict(metadata or trajectories.attributes)
         if observations.images:  # a reader of the files written from here needs them
             self.metadata["images"] = [list(shape) for shape in observations.images]
-        if len(self) < 2:
-            raise UserError(
-                f"{self.name} has {len(self)} episode; at least 2 are needed: some are held out for validation"
-            )
+        if (count := trajectories.num_episodes) < 2:
+            raise UserError(f"{self.name} has {count} episode; at least 2 are needed: some are held out for validation")
 
     # --- sources ---
 
@@ -143,11 +141,10 @@ class Dataset:
                     "observations": file.read(int(start), int(start + length))[0],
                     "actions": file.actions[start : start + length],
                     "rewards": file.rewards[start : start + length],
-                    "terminals": bool(file.column("terminals", int(start + length - 1), int(start + length)).any()),
+                    "terminals": terminal,
                     "infos": _infos_of(file, int(start), int(start + length)),
                 }
-                for start, length, whole in zip(file.starts, file.lengths, file.whole, strict=True)
-                if whole
+                for start, length, terminal in zip(*_whole(file), strict=True)
             ]
         return cls.from_episodes(episodes, environment=environment, name=f"'{path}'", metadata=file.attributes)
 
@@ -230,11 +227,11 @@ class Dataset:
     # --- content ---
 
     def __len__(self) -> int:
-        """The number of episodes."""
-        return self.trajectories.num_episodes
+        """The number of episodes, without an unfinished last one."""
+        return int(self.trajectories.whole.sum())
 
     def __repr__(self) -> str:
-        lengths, returns = self.trajectories.lengths, self.returns
+        lengths, returns = self.trajectories.lengths[self.trajectories.whole], self.returns
         return (
             f"{self.name}: {len(self)} episodes of {lengths.min()} to {lengths.max()} steps, returns {returns.min():g} "
             f"to {returns.max():g} (mean {returns.mean():g})"
@@ -247,8 +244,8 @@ class Dataset:
 
     @property
     def returns(self) -> np.ndarray:
-        """(E,) float32, the return of each episode."""
-        return self.trajectories.returns_to_go()[self.trajectories.starts]
+        """(E,) float32, the return of each episode, without an unfinished last one."""
+        return self.trajectories.returns_to_go()[self.trajectories.starts[self.trajectories.whole]]
 
     def spec(self) -> EnvironmentSpec:
         """The spec of this data: vectors are normalised by its statistics, returns-to-go divided by the largest."""
@@ -268,10 +265,10 @@ class Dataset:
         ends with the episode. Every episode is on one side only, the same in every run.
         """
         data = self.trajectories
-        pieces = [whole_episodes(0, data, steps)] if (data.lengths <= steps).any() else []
-        if (data.lengths > steps).any():
+        longer = data.whole & (data.lengths > steps)
+        pieces = [whole_episodes(0, data, steps)] if (data.whole & ~longer).any() else []
+        if longer.any():
             pieces += [strided_windows(0, data, steps, max(1, steps // 2))]
-            longer = (data.lengths > steps) & data.whole
             ends = data.starts[longer] + data.lengths[longer] - steps
             pieces += [np.stack([np.zeros_like(ends), ends, np.full_like(ends, steps)], axis=1)]
         windows = np.unique(np.concatenate(pieces), axis=0)
@@ -284,7 +281,7 @@ class Dataset:
     def to_hdf5(self, path: str | Path) -> Path:
         """Write a file in this project's layout, with actions in the environment's space; returns its path."""
         data, path = self.trajectories, Path(path)
-        terminals, first = self._terminals(), self.actions.store(self.trajectories.actions[:1])
+        first = self.actions.store(data.actions[:1])
         with TrajectoryWriter(
             path,
             observation_shape=data.observation_shape,
@@ -293,7 +290,8 @@ class Dataset:
             action_dtype=first.dtype,
             attributes=self.metadata,
         ) as writer:
-            for start, length, terminal in zip(data.starts.tolist(), data.lengths.tolist(), terminals, strict=True):
+            ends = zip(data.starts.tolist(), data.lengths.tolist(), data.terminals, data.whole, strict=True)
+            for start, length, terminal, whole in ends:
                 observations, actions = data.read(start, start + length)
                 actions = self.actions.store(actions)
                 writer.add_episode(
@@ -302,11 +300,12 @@ class Dataset:
                     data.rewards[start : start + length],
                     terminal=bool(terminal),
                     infos=_infos_of(data, start, start + length),
+                    unfinished=not whole,
                 )
         return path
 
     def to_minari(self, dataset: str | Path, **metadata: Any) -> Path:
-        """Write a Minari dataset, losslessly; returns its folder.
+        """Write a Minari dataset, losslessly and without an unfinished last episode; returns its folder.
 
         Args:
             dataset: a folder, or a name below MINARI_DATASETS_PATH (or ~/.minari/datasets), such as mine/maze-v0.
@@ -318,17 +317,8 @@ class Dataset:
             observations, actions = data.read(start, start + length)
             return observations, self.actions.store(actions), data.rewards[start : start + length], terminal
 
-        ends = zip(data.starts.tolist(), data.lengths.tolist(), self._terminals().astype(bool).tolist(), strict=True)
-        episodes = (episode(*end) for end in ends)
+        episodes = (episode(*end) for end in zip(*_whole(data), strict=True))
         return write_minari(dataset, episodes, self.observations.box, self.actions.stored, self.metadata | metadata)
-
-    def _terminals(self) -> np.ndarray:
-        """(E,) bool, whether an episode ended in a terminal state."""
-        data = self.trajectories
-        if isinstance(data, TrajectoryArrays):
-            return data.terminals
-        with data:
-            return data.column("terminals")[data.starts + data.lengths - 1] != 0
 
 
 # Seeds of data; evaluations use lower ones.
@@ -397,6 +387,11 @@ def _check_steps(path: Path, arrays: Mapping[str, Any], steps: int) -> None:
 def _some(values: Any, steps: slice) -> Any:
     """Some steps of an array, or of a dict of them."""
     return {name: part[steps] for name, part in values.items()} if isinstance(values, dict) else values[steps]
+
+
+def _whole(data: Trajectories) -> tuple[list[int], list[int], list[bool]]:
+    """Start, length and whether it ended in a terminal state, of every episode that has an end."""
+    return data.starts[data.whole].tolist(), data.lengths[data.whole].tolist(), data.terminals[data.whole].tolist()
 
 
 def _episode(environment: gymnasium.Env, policy: Callable[[Any], Any], seed: int) -> dict[str, Any]:

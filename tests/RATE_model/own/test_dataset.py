@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import gymnasium
 import h5py
@@ -10,6 +11,7 @@ import pytest
 from gymnasium import spaces
 
 from RATE_model.data.minari import read_minari
+from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
 from RATE_model.own.dataset import FIRST_SEED, Dataset
 from tests.RATE_model.own.toys import STEPS, Recall, episodes
@@ -91,6 +93,70 @@ def test_an_empty_npz_file_is_named(tmp_path):
     (tmp_path / "all.npz").touch()
     with pytest.raises(UserError, match="all.npz' cannot be read"):
         Dataset.from_npz(tmp_path)
+
+
+_LENGTHS = (3, 2, 4)
+_STEPS = sum(_LENGTHS)
+_LAST = np.isin(np.arange(_STEPS), np.cumsum(_LENGTHS) - 1)
+_FIRST = np.append(True, _LAST[:-1])
+
+
+def _flat(**marks: object) -> dict[str, object]:
+    """Episodes of these lengths in flat arrays."""
+    observations = np.arange(_STEPS, dtype=np.float32)[:, None]
+    return {"observations": observations, "actions": np.arange(_STEPS) % 2, "rewards": np.ones(_STEPS)} | marks
+
+
+def _hdf5(path: Path, **arrays: object) -> Path:
+    with h5py.File(path, "w") as file:
+        for name, values in arrays.items():
+            file[name] = values
+    return path
+
+
+@pytest.mark.parametrize(
+    ("marks", "terminal"),
+    [
+        ({"dones": _LAST}, [True, True, True]),
+        (
+            {"terminations": _LAST & (np.arange(_STEPS) < 3), "truncations": _LAST & (np.arange(_STEPS) > 3)},
+            [True, False, False],
+        ),
+        ({"terminals": _LAST[:, None]}, [True, True, True]),
+    ],
+)
+def test_hdf5_marks_under_any_name_are_copied(tmp_path, marks, terminal):
+    path = _hdf5(tmp_path / "a.h5", **_flat(**marks))
+    space = (gymnasium.spaces.Box(-9, 9, (1,)), gymnasium.spaces.Discrete(2))
+    played = type("Played", (gymnasium.Env,), {"observation_space": space[0], "action_space": space[1]})
+    for dataset in (Dataset.from_hdf5(path), Dataset.from_hdf5(path, environment=played)):
+        assert dataset.trajectories.terminals.tolist() == terminal
+        copy = TrajectoryFile(dataset.to_hdf5(tmp_path / "copy.h5"))
+        assert tuple(copy.lengths) == _LENGTHS and copy.terminals.tolist() == terminal
+
+
+def test_an_unfinished_episode_stays_unfinished(tmp_path):
+    """Its return is unknown: it does not count, and Minari, which has no such episodes, does not get it."""
+    path = _hdf5(tmp_path / "a.h5", **_flat(dones=_LAST & (np.arange(_STEPS) < 8)) | {"rewards": np.arange(9.0)})
+    dataset = Dataset.from_hdf5(path)
+    copy = Dataset.from_hdf5(dataset.to_hdf5(tmp_path / "copy.h5"))
+    for each in (dataset, copy):
+        assert each.trajectories.whole.tolist() == [True, True, False]
+        assert len(each) == 2 and each.returns.tolist() == [3, 7] and "2 episodes of 2 to 3 steps" in repr(each)
+    minari = Dataset.from_minari(dataset.to_minari(tmp_path / "minari"))
+    assert minari.trajectories.lengths.tolist() == [3, 2] and minari.trajectories.terminals.all()
+
+
+@pytest.mark.parametrize(("lengths", "steps"), [([200] * 10 + [15], 60), ([15] * 10 + [200], 60)])
+def test_an_unfinished_episode_is_in_no_window(tmp_path, lengths, steps):
+    """Even if it is the only one that fits, or the only one that does not."""
+    total = sum(lengths)
+    arrays = {"observations": np.zeros((total, 1), np.float32), "actions": np.zeros(total, int)}
+    arrays |= {"rewards": np.ones(total), "is_last": np.isin(np.arange(total), np.cumsum(lengths)[:-1] - 1)}
+    sides = Dataset.from_hdf5(_hdf5(tmp_path / "a.h5", **arrays)).windows(steps)
+    windows = np.concatenate([side.windows for side in sides])
+    assert (windows[:, 1] + windows[:, 2]).max() == total - lengths[-1]
+    assert set(windows[:, 2]) == {min(lengths[0], steps)}
 
 
 def test_other_names_and_one_observation_more_are_understood():
