@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +15,20 @@ from gymnasium import Space, spaces
 from RATE_model.cli.limits import check_seed
 from RATE_model.data.arrays import TrajectoryArrays
 from RATE_model.data.dataset import WindowDataset
+from RATE_model.data.ends import (
+    SUCCESSORS,
+    Ends,
+    UnclearEnds,
+    can_mark_every_end,
+    find_ends,
+    kind_of,
+    note_on_ignored,
+    possible_marks,
+    successors_follow,
+    within_episode,
+)
 from RATE_model.data.minari import is_minari, minari_folder, read_minari, write_minari
+from RATE_model.data.npz import Refused, read_npz
 from RATE_model.data.selection import split_episodes, strided_windows, whole_episodes
 from RATE_model.data.trajectories import FIRST_SEEN, Trajectories, TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
@@ -32,9 +44,6 @@ _KEYS = {
     "actions": ("actions", "action"),
     "rewards": ("rewards", "reward"),
 }
-_TERMINALS = ("terminals", "terminations", "terminated", "dones", "done")
-_TRUNCATED = ("timeouts", "truncations", "truncated")
-_MARKS = {"terminals": _TERMINALS, "timeouts": _TRUNCATED}
 _SPLIT_SEED = 0
 
 
@@ -82,17 +91,18 @@ class Dataset:
 
         Args:
             episodes: each with `observations` (T, ...) or (T + 1, ...), or a dict of these; `actions` (T, ...);
-                `rewards` (T,); and, if known, `terminals` or `terminated`, and `timeouts` or `truncated`: (T,) or one
-                value. Also `infos`, a dict of privileged arrays (T, ...) for `--aux`, `--oracle` and probes, the same
-                in all episodes.
+                `rewards` (T,); and, if known, `terminals`, `timeouts` or other marks of the end (see
+                `RATE_model.data.ends`): (T,) or one value. Also `infos`, a dict of privileged arrays (T, ...) for
+                `--aux`, `--oracle` and probes, the same in all episodes.
             environment: the environment that the episodes come from.
             spaces: of observations and actions, without an environment; None: inferred from the data.
             name: the data's name in messages.
             metadata: any notes.
 
         Raises:
-            UserError: there are fewer than two episodes, one lacks an array, or its arrays do not match one another,
-                the other episodes or the environment. The message names the episode, the key and both values.
+            UserError: there are fewer than two episodes; one lacks an array, or is marked to end before its last step;
+                or its arrays do not match one another, the other episodes or the environment. The message names the
+                episode, the key and both values.
         """
         if not isinstance(episodes, Iterable):
             raise UserError(f"{name} is {type(episodes).__name__}; give a list of episodes, dicts of arrays")
@@ -154,12 +164,23 @@ class Dataset:
     ) -> Dataset:
         """From a folder of .npz files with the usual array names, each with one episode, or several with marked ends.
 
-        Arrays called ``infos/NAME`` are privileged; those called ``observations/NAME`` are the parts of a dict.
+        Arrays called ``infos/NAME`` are privileged; those called ``observations/NAME`` are the parts of a dict. All
+        marks of ends are read, see `RATE_model.data.ends`. A file ends its only episode; an unfinished one after others
+        is left out. What is left out or doubtful is printed.
 
         Raises:
-            UserError: there are no files, or one is damaged or has other content.
+            UserError: there are no files, or one is damaged, has other content, or its marks of ends are contradictory.
         """
-        episodes = [episode for path in _npz_files(Path(folder).expanduser(), pattern) for episode in _npz(path)]
+        episodes: list[dict[str, Any]] = []
+        notes: dict[str, list[Path]] = {}
+        for path in _npz_files(Path(folder).expanduser(), pattern):
+            found, said = _npz(path)
+            episodes += found
+            for note in said:
+                notes.setdefault(note, []).append(path)
+        for note, paths in notes.items():
+            more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
+            print(f"note: '{paths[0]}'{more} {note}", flush=True)
         return cls.from_episodes(episodes, environment=environment, name=f"'{folder}'")
 
     @classmethod
@@ -333,13 +354,43 @@ def _npz_files(folder: Path, pattern: str) -> list[Path]:
     return found
 
 
-def _npz(path: Path) -> list[dict[str, Any]]:
-    """The episodes of a file: one, or several with marked ends."""
+def _npz(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The episodes of a file, one or several with marked ends, and notes, worded as sentences without a subject."""
+    episode, others = _npz_arrays(path)
+    infos = {name.removeprefix(PREFIX): values for name, values in others.items() if name.startswith(PREFIX)}
+    steps = len(episode["rewards"])
+    marks = _marks(others, steps, f"'{path}'")
+    ends = _npz_ends(path, marks, others, episode["observations"], steps)
+    stops = np.flatnonzero(np.append(ends.last[:-1], True)) + 1
+    several = len(stops) > 1
+    unfinished = ends.open or (several and not ends.last[-1])
+    notes = list(ends.notes) if several else []  # of a single episode they say nothing
+    if unknown := possible_marks(name for name, values in others.items() if values.shape[:1] == (steps,)):
+        notes.append(note_on_ignored(unknown))
+    if unfinished:
+        notes.append("ends within an episode, which is left out")
+    if not several:
+        return [] if unfinished else [marks | episode | {"infos": infos}], notes
+    _check_steps(path, episode | {f"{PREFIX}{name}": values for name, values in infos.items()}, steps)
+    pieces = list(zip([0, *stops[:-1]], stops, strict=True))[: len(stops) - unfinished]
+    return [
+        {key: _some(values, slice(start, stop)) for key, values in episode.items()}
+        | {"infos": {name: values[start:stop] for name, values in infos.items()}}
+        | {"terminals": bool(ends.terminal[stop - 1])}
+        for start, stop in pieces
+    ], notes
+
+
+def _npz_arrays(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Observations, actions and rewards of a file under these names, and its other arrays.
+
+    Raises:
+        UserError: the file is damaged, or one of the three is missing.
+    """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"'{path}' cannot be read; it is damaged, or not a file of arrays ({error})") from None
+        arrays, _ = read_npz(path)
+    except Refused as reason:
+        raise UserError(f"'{path}' {reason}; replace or remove it") from None
     episode: dict[str, Any] = {key: arrays[name] for key, names in _KEYS.items() for name in names if name in arrays}
     for beginning in (f"{name}/" for name in _KEYS["observations"]):  # of a dict
         if parts := {name.removeprefix(beginning): arrays[name] for name in arrays if name.startswith(beginning)}:
@@ -347,31 +398,46 @@ def _npz(path: Path) -> list[dict[str, Any]]:
                 names = ", ".join(name for name in arrays if name.partition("/")[0] in _KEYS["observations"])
                 raise UserError(f"'{path}' has observations several times ({names}); give one array or one dict")
             episode["observations"] = parts
-    marks = {key: arrays[name] for key, names in _MARKS.items() for name in names if name in arrays}
-    infos = {name.removeprefix(PREFIX): values for name, values in arrays.items() if name.startswith(PREFIX)}
     if missing := [key for key in _KEYS if key not in episode]:
         raise UserError(f"'{path}' has no {', '.join(missing)} (it has: {', '.join(arrays) or 'nothing'})")
     if not episode["rewards"].size or not episode["rewards"].ndim:
         raise UserError(f"'{path}': 'rewards' have no steps")
-    steps = len(episode["rewards"])
-    last = np.arange(steps) == steps - 1
-    if wrong := [key for key, values in marks.items() if values.size not in (1, steps)]:
-        raise UserError(f"'{path}': '{wrong[0]}' have {marks[wrong[0]].size} steps, 'rewards' {steps}")
-    flags = {
-        key: last & bool(values.reshape(-1)[0]) if values.size == 1 else values.reshape(steps).astype(bool)
-        for key, values in marks.items()
+    used = {name for names in _KEYS.values() for name in names}
+    return episode, {name: values for name, values in arrays.items() if name.partition("/")[0] not in used}
+
+
+def _npz_ends(
+    path: Path, marks: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray], observations: Any, steps: int
+) -> Ends:
+    """Where episodes end in a file, from its marks and from the successors of its observations."""
+    after = None if isinstance(observations, dict) else next((name for name in SUCCESSORS if name in others), None)
+    follows = None
+    try:
+        if after is not None:
+            _check_steps(path, {"observations": observations}, steps)
+            if others[after].shape != observations[:steps].shape:
+                shape = observations[:steps].shape
+                raise UnclearEnds(f"has '{after}' of shape {others[after].shape}; expected {shape}")
+            follows = successors_follow(observations[:steps], others[after])
+        return find_ends(marks, steps, follows=follows)
+    except UnclearEnds as unclear:
+        raise UserError(f"'{path}' {unclear}") from None
+
+
+def _marks(arrays: Mapping[Any, Any], steps: int, place: str) -> dict[str, np.ndarray]:
+    """The arrays that mark ends, by name; a single text is none."""
+    named = [name for name in arrays if isinstance(name, str) and kind_of(name)]
+    found = {name: _array(arrays[name], place, name) for name in named}
+    return {
+        name: np.atleast_1d(values)
+        for name, values in found.items()
+        if values.dtype.kind in "biuf" or values.shape[:1] == (steps,)
     }
-    stops = np.flatnonzero(np.logical_or.reduce([*flags.values(), last])) + 1
-    if len(stops) == 1:
-        return [episode | {"infos": infos} | {key: bool(values[-1]) for key, values in flags.items()}]
-    _check_steps(path, episode | {f"{PREFIX}{name}": values for name, values in infos.items()}, steps)
-    pieces = zip([0, *stops[:-1]], stops, strict=True)
-    return [
-        {key: _some(values, slice(start, stop)) for key, values in episode.items()}
-        | {"infos": {name: values[start:stop] for name, values in infos.items()}}
-        | {key: bool(values[stop - 1]) for key, values in flags.items()}
-        for start, stop in pieces
-    ]
+
+
+def _whole(data: Trajectories) -> tuple[list[int], list[int], list[bool]]:
+    """Start, length and whether it ended in a terminal state, of every episode that has an end."""
+    return data.starts[data.whole].tolist(), data.lengths[data.whole].tolist(), data.terminals[data.whole].tolist()
 
 
 def _check_steps(path: Path, arrays: Mapping[str, Any], steps: int) -> None:
@@ -387,11 +453,6 @@ def _check_steps(path: Path, arrays: Mapping[str, Any], steps: int) -> None:
 def _some(values: Any, steps: slice) -> Any:
     """Some steps of an array, or of a dict of them."""
     return {name: part[steps] for name, part in values.items()} if isinstance(values, dict) else values[steps]
-
-
-def _whole(data: Trajectories) -> tuple[list[int], list[int], list[bool]]:
-    """Start, length and whether it ended in a terminal state, of every episode that has an end."""
-    return data.starts[data.whole].tolist(), data.lengths[data.whole].tolist(), data.terminals[data.whole].tolist()
 
 
 def _episode(environment: gymnasium.Env, policy: Callable[[Any], Any], seed: int) -> dict[str, Any]:
@@ -453,8 +514,7 @@ def _columns(episode: Any, number: int, name: str) -> dict[str, Any]:
     if found["actions"].shape[:1] != (steps,):
         raise UserError(f"{place}: 'actions' have {len(found['actions'])} steps, 'rewards' {steps}")
     found["observations"] = _cut(found["observations"], steps, place, "observations")
-    terminal, truncated = (_last(episode, names, steps, place) for names in (_TERMINALS, _TRUNCATED))
-    found["terminal"] = (not truncated) if terminal is None else terminal
+    found["terminal"] = _is_terminal(_marks(episode, steps, place), steps, place)
     infos = episode.get("infos", {})
     if not isinstance(infos, Mapping):
         raise UserError(f"{place}: 'infos' are {type(infos).__name__}; give a dict of arrays")
@@ -498,18 +558,15 @@ def _cut(values: Any, steps: int, place: str, key: str) -> Any:
     return values[:steps]
 
 
-def _last(episode: Mapping[str, Any], names: Sequence[str], steps: int, place: str) -> bool | None:
-    """The value of an end mark at an episode's last step; None if there is no such mark. Raises UserError for an
-    earlier end."""
-    mark = next((name for name in names if name in episode), None)
-    if mark is None:
-        return None
-    marks = _array(episode[mark], place, mark).reshape(-1)
-    if len(marks) not in (1, steps):
-        raise UserError(f"{place}: '{mark}' have {len(marks)} steps, 'rewards' {steps}")
-    if marks[:-1].any():
-        raise UserError(f"{place}: '{mark}' mark an end at step {int(np.argmax(marks))} of {steps}; cut it there")
-    return bool(marks[-1])
+def _is_terminal(marks: Mapping[str, np.ndarray], steps: int, place: str) -> bool:
+    """Whether an episode ended in a terminal state; it did if it has no marks. Raises UserError for an earlier end."""
+    try:
+        ends = within_episode(marks, steps)
+    except UnclearEnds as unclear:
+        raise UserError(f"{place} {unclear}") from None
+    if can_mark_every_end(marks):
+        return bool(ends.terminal[-1])
+    return not any(values[-1] for values in marks.values())  # timeouts, if anything
 
 
 def _array(values: Any, place: str, key: str) -> np.ndarray:

@@ -1,7 +1,9 @@
 """Your own data: every source gives the same steps, errors name the problem, and Minari is read and written."""
 
+import io
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import gymnasium
@@ -89,10 +91,39 @@ def test_npz_files_of_several_episodes_need_equally_many_steps(tmp_path, changed
         Dataset.from_npz(tmp_path)
 
 
-def test_an_empty_npz_file_is_named(tmp_path):
-    (tmp_path / "all.npz").touch()
-    with pytest.raises(UserError, match="all.npz' cannot be read"):
+def _npz_bytes(save=np.savez, **arrays: object) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer, **(_episode_of() | arrays))
+    return buffer.getvalue()
+
+
+def _unclosed_header() -> bytes:
+    """An .npy file whose header ends within a bracket."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    with zipfile.ZipFile(whole := io.BytesIO(), "w") as archive:
+        archive.writestr("actions.npy", buffer.getvalue().replace(b"(3,)", b"(3, "))
+    return whole.getvalue()
+
+
+def _broken_compression() -> bytes:
+    whole = bytearray(_npz_bytes(np.savez_compressed, observations=np.arange(3000.0).reshape(3, 1000)))
+    whole[200:240] = bytes(40)
+    return bytes(whole)
+
+
+def _single_array() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("damage", [bytes, _single_array, _unclosed_header, _broken_compression])
+def test_damaged_npz_files_are_named_in_one_line(tmp_path, damage):
+    (tmp_path / "all.npz").write_bytes(damage())
+    with pytest.raises(UserError, match="all.npz' is damaged or not an .npz file") as error:
         Dataset.from_npz(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 _LENGTHS = (3, 2, 4)
@@ -112,6 +143,71 @@ def _hdf5(path: Path, **arrays: object) -> Path:
         for name, values in arrays.items():
             file[name] = values
     return path
+
+
+@pytest.mark.parametrize(
+    ("marks", "lengths"),
+    [
+        ({"is_last": _LAST}, _LENGTHS),
+        ({"dones_float": _LAST.astype(float)}, _LENGTHS),
+        ({"episode_ends": np.cumsum(_LENGTHS)}, _LENGTHS),
+        ({"infos/Dones": _LAST}, _LENGTHS),
+        ({"is_first": _FIRST}, (3, 2)),
+        ({"episode_id": np.cumsum(_FIRST)}, (3, 2)),
+        ({"dones": _LAST & (np.arange(_STEPS) < 5)}, (3, 2)),
+        (
+            {
+                "is_first": _FIRST,
+                "dones": _LAST,
+                "next_observations": np.arange(1.0, _STEPS + 1)[:, None] - 9 * _LAST[:, None],
+            },
+            _LENGTHS,
+        ),
+        (
+            {"terminals": _LAST & False, "next_observations": np.arange(1.0, _STEPS + 1)[:, None] - 9 * _LAST[:, None]},
+            (3, 2),
+        ),
+    ],
+)
+def test_npz_files_end_episodes_as_hdf5_files_do(tmp_path, marks, lengths, capsys):
+    """By any mark; an unfinished last episode is left out, with a note."""
+    (tmp_path / "npz").mkdir()
+    np.savez(tmp_path / "npz" / "all.npz", **_flat(**marks))
+    read = Dataset.from_npz(tmp_path / "npz").trajectories
+    assert tuple(read.lengths) == lengths
+    assert ("all.npz' ends within an episode, which is left out" in capsys.readouterr().out) == (lengths != _LENGTHS)
+    stored = Dataset.from_hdf5(_hdf5(tmp_path / "all.h5", **_flat(**marks))).trajectories
+    assert tuple(stored.lengths[stored.whole]) == lengths
+    assert read.terminals.tolist() == stored.terminals[stored.whole].tolist()
+
+
+@pytest.mark.parametrize(
+    ("marks", "message"),
+    [
+        ({"dones": _LAST, "is_last": np.roll(_LAST, 1)}, "contradicts itself: by 'dones' an episode ends with step 2"),
+        ({"episode_ends": [3, 5]}, "has 'episode_ends', which does not divide 9 steps"),
+        ({"is_last": np.array(["no"] * _STEPS)}, "has 'is_last' of type <U2; expected numbers"),
+        ({"next_obs": np.zeros((9, 2))}, "has 'next_obs' of shape (9, 2); expected (9, 1)"),
+    ],
+)
+def test_contradictory_marks_in_npz_files_are_refused(tmp_path, marks, message):
+    np.savez(tmp_path / "all.npz", **_flat(**marks))
+    with pytest.raises(UserError, match=re.escape(f"all.npz' {message}")):
+        Dataset.from_npz(tmp_path)
+
+
+def test_unknown_marks_in_npz_files_are_noted_once(tmp_path, capsys):
+    for number in range(3):
+        np.savez(tmp_path / f"{number}.npz", **_flat(my_ends=_LAST, terminals=False, title="terminals"))
+    assert tuple(Dataset.from_npz(tmp_path).trajectories.lengths) == (_STEPS,) * 3
+    (note,) = capsys.readouterr().out.splitlines()
+    assert "0.npz' (and 2 more) has 'my_ends', which may mark ends" in note
+
+
+def test_an_npz_file_whose_only_episode_goes_on_is_left_out(tmp_path):
+    for number in range(3):
+        np.savez(tmp_path / f"{number}.npz", **_flat(is_last=_LAST & False if number == 1 else np.arange(_STEPS) == 8))
+    assert len(Dataset.from_npz(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(
@@ -320,7 +416,7 @@ def test_invalid_npz_files_are_reported(tmp_path):
     with pytest.raises(UserError, match="has no files"):
         Dataset.from_npz(tmp_path)
     (tmp_path / "a.npz").write_bytes(b"not a zip")
-    with pytest.raises(UserError, match="a.npz' cannot be read"):
+    with pytest.raises(UserError, match="a.npz' is damaged or not an .npz file"):
         Dataset.from_npz(tmp_path)
     np.savez(tmp_path / "a.npz", observations=np.zeros(3))
     with pytest.raises(UserError, match="a.npz' has no actions, rewards"):
@@ -334,18 +430,44 @@ def _episode_of(**changes: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"terminals": [0, 1, 0]}, "'terminals' mark an end at step 1 of 3"),
-        ({"terminals": [0, 1]}, "'terminals' have 2 steps, 'rewards' 3"),
-        ({"actions": ["a", "b", "c"]}, "'actions' are of type <U1"),
-        ({"actions": 1}, "'actions' have no steps"),
-        ({"observations": [[1], [1, 2], [1]]}, "'observations' are not an array"),
-        ({"observations": np.full((3, 1), 1e300)}, "'observations' of type float64 are not finite"),
-        ({"rewards": np.full(3, 1e300)}, "'rewards' are not finite at step 0"),
+        ({"terminals": [0, 1, 0]}, " has an end at step 1 of 3: expected one episode"),
+        ({"terminals": [0, 1]}, " has 'terminals' of shape (2,); expected (3,)"),
+        ({"is_last": [0, 1, 0]}, " has an end at step 1 of 3: expected one episode"),
+        ({"episode_id": [1, 1, 2]}, " has an end at step 1 of 3: expected one episode"),
+        ({"actions": ["a", "b", "c"]}, ": 'actions' are of type <U1"),
+        ({"actions": 1}, ": 'actions' have no steps"),
+        ({"observations": [[1], [1, 2], [1]]}, ": 'observations' are not an array"),
+        ({"observations": np.full((3, 1), 1e300)}, ": 'observations' of type float64 are not finite"),
+        ({"rewards": np.full(3, 1e300)}, ": 'rewards' are not finite at step 0"),
     ],
 )
 def test_invalid_episodes_are_refused(changes, said):
-    with pytest.raises(UserError, match=re.escape(f"episode 1 of the dataset: {said}")):
+    with pytest.raises(UserError, match=re.escape(f"episode 1 of the dataset{said}")):
         Dataset.from_episodes([_episode_of(), _episode_of(**changes)])
+
+
+@pytest.mark.parametrize(
+    ("marks", "terminal"),
+    [
+        ({}, True),
+        ({"timeouts": [0, 0, 0]}, True),
+        ({"truncated": True}, False),
+        ({"dones": [0, 0, 1]}, True),
+        ({"is_last": [0, 0, 1]}, False),
+        ({"is_last": [0, 0, 1], "is_terminal": True}, True),
+        ({"discount": [1, 1, 0]}, True),
+        ({"episode_id": "a name"}, True),
+    ],
+)
+def test_marks_of_an_episode_tell_how_it_ended(marks, terminal):
+    dataset = Dataset.from_episodes([_episode_of(), _episode_of(**marks)])
+    assert dataset.trajectories.terminals.tolist() == [True, terminal]
+
+
+def test_an_episode_may_have_a_single_step():
+    one = {"observations": [[1.0]], "actions": [0], "rewards": [1.0]}
+    dataset = Dataset.from_episodes([one | {"terminated": True}, one | {"truncated": [True]}, one | {"is_first": [1]}])
+    assert dataset.trajectories.terminals.tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("shown", [-1, 4, 0.5])
