@@ -31,7 +31,7 @@ def choose_renderer() -> None:
     Raises:
         UserError: neither works.
     """
-    if not offscreen.choose_backend():
+    if not offscreen.choose_backend("MUJOCO_GL"):
         raise UserError(f"--video: no rendering library for MuJoCo is installed: {_PACKAGES}")
 
 

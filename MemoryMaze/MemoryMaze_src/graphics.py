@@ -17,6 +17,7 @@ from types import ModuleType
 from RATE_model.errors import UserError
 from RATE_model.system import offscreen
 
+VARIABLE = "MUJOCO_GL"
 INSTALL_HINT = "pip install -c constraints.txt -e '.[memory-maze]'"
 if sys.version_info >= (3, 13):
     INSTALL_HINT += " with Python 3.11 or 3.12 (labmaze, which it needs, has no wheels for later ones)"
@@ -50,9 +51,7 @@ def maze_tasks() -> ModuleType:
     except ModuleNotFoundError as error:
         raise UserError(f"Memory Maze needs the package {error.name}: {INSTALL_HINT}") from error
     except Exception as error:  # each graphics library fails in its own way
-        raise _cannot_draw(
-            f"{offscreen.VARIABLE}={os.environ[offscreen.VARIABLE]} does not work here ({error})"
-        ) from error
+        raise _cannot_draw(f"{VARIABLE}={os.environ[VARIABLE]} does not work here ({error})") from error
 
 
 def check_installed() -> ModuleSpec:
@@ -71,10 +70,10 @@ def check_installed() -> ModuleSpec:
 
 def _choose_backend() -> None:
     """Set ``MUJOCO_GL`` to what works, unless the user has set it."""
-    given = os.environ.get(offscreen.VARIABLE, "").strip().lower()
+    given = os.environ.get(VARIABLE, "").strip().lower()
     if given in ("disable", "disabled", "off", "false", "0"):
-        raise UserError(f"{offscreen.VARIABLE}={given} disables rendering, which Memory Maze needs; unset it.")
-    if not offscreen.choose_backend():
+        raise UserError(f"{VARIABLE}={given} disables rendering, which Memory Maze needs; unset it.")
+    if not offscreen.choose_backend(VARIABLE):
         raise _cannot_draw("neither EGL nor OSMesa works here")
 
 
@@ -87,5 +86,5 @@ def _check_display() -> None:
 def _cannot_draw(problem: str) -> UserError:
     return UserError(
         f"Memory Maze cannot draw: {problem}. On Debian or Ubuntu: apt-get install {offscreen.EGL_PACKAGES} (EGL), or "
-        f"{offscreen.OSMESA_PACKAGES} and {offscreen.VARIABLE}=osmesa."
+        f"{offscreen.OSMESA_PACKAGES} and {VARIABLE}=osmesa."
     )

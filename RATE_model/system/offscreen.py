@@ -10,21 +10,20 @@ import ctypes
 import ctypes.util
 import os
 
-# Which one MuJoCo and dm_control draw with.
-VARIABLE = "MUJOCO_GL"
 EGL_PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0"
 OSMESA_PACKAGES = "libosmesa6"
 
 _EGL_EXTENSION_DEVICE = 0x313F  # EGL_PLATFORM_DEVICE_EXT
 
 
-def choose_backend() -> bool:
-    """Set `VARIABLE` to what works here, "egl" or "osmesa", unless the user has set it; False if neither does."""
-    if not os.environ.get(VARIABLE, "").strip():
+def choose_backend(variable: str) -> bool:
+    """Set this environment variable to what works here, "egl" or "osmesa", unless the user has set it; False if neither
+    does."""
+    if not os.environ.get(variable, "").strip():
         found = "egl" if egl_works() else "osmesa" if osmesa_works() else None
         if found is None:
             return False
-        os.environ[VARIABLE] = found
+        os.environ[variable] = found
     return True
 
 

@@ -337,7 +337,11 @@ class Fit:
             self.curriculum.load_state_dict(state["curriculum"])
             position = {name: state["position"][name] for name in ("epoch", "batch", "epochs_done")}
             self._due, device = state.get("due"), self.trainer.model.device
-            self._pending = [{name: value.to(device) for name, value in each.items()} for each in state["pending"]]
+            # All metrics are on the device, apart from the learning rate.
+            self._pending = [
+                {name: value if name == "lr" else value.to(device) for name, value in each.items()}
+                for each in state["pending"]
+            ]
             self._best, self.seconds = float(state["best"]), float(state["seconds"])
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise unusable(path, error) from None

@@ -269,7 +269,7 @@ class Trainer:
             self.schedule.count(seen)
         mean = sum((loss * (count / sum(weights)) for loss, count in zip(losses, weights, strict=True)), start=none)
         result = {"train_loss": mean[0], "grad_norm": norm} | dict(zip(self._auxiliary_metrics, mean[1:], strict=True))
-        result["lr"] = torch.full((), self.optimizer.param_groups[0]["lr"], device=self.model.device)
+        result["lr"] = torch.tensor(self.optimizer.param_groups[0]["lr"])
         if self._metrics is not None:
             with torch.no_grad():
                 result |= _means(self._metrics(torch.cat(logits, dim=1), batch), batch.real_rows)

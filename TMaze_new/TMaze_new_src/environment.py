@@ -1,6 +1,6 @@
 """T-Maze as training, inference and reports see it: flags, data, mazes, evaluation and pictures."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,17 +57,12 @@ class Maze(TaskChoice, PlayOptions):
 class Task(TaskOptions):
     """When and how training evaluates the agent."""
 
-    # Not used here: trajectories have --min_n_final to --max_n_final segments
+    # Has no effect here: trajectories have --min_n_final to --max_n_final segments
     segments: Count = 3
     # Take the most probable action (published); false: sample from the predicted distribution
     use_argmax: Boolean = changeable(True)
     # Episode lengths of the final evaluation; empty: those of the papers
     eval_lengths: Lengths = changeable(())
-
-    def check_typed(self, typed: Set[str]) -> None:
-        """Raise a `UserError` for a flag that has no effect here."""
-        if "segments" in typed:
-            raise UserError("--segments: trajectories have --min_n_final to --max_n_final segments here; give those")
 
 
 @dataclass(frozen=True)
@@ -181,6 +176,14 @@ class TMaze(Environment):
         if options.is_chain:
             return ChainEnv(chains=options.chains([case]), render_mode=render_mode)
         return TMazeEnv(int(case) - 2, hint_steps=options.hint_steps, max_steps=int(case), render_mode=render_mode)
+
+    def check(self, config: Config) -> None:
+        """As in every environment; notes a flag of the published script that has no effect."""
+        super().check(config)
+        if config.task.segments not in (Task.segments, config.segments):
+            print(
+                f"note: --segments {config.task.segments} has no effect; --max_n_final is {config.segments}", flush=True
+            )
 
     def vector(self, cases: np.ndarray, options: Maze) -> TMazeVectorEnv | ChainVectorEnv:
         """Mazes of many lengths, computed together."""

@@ -91,6 +91,11 @@ def test_every_published_flag_is_accepted(capsys):
     assert {name: found[name] for name in changed} == changed
 
 
+def test_a_flag_without_effect_is_noted(capsys):
+    ENVIRONMENT.check(ENVIRONMENT.read_config(["--segments", "6"]))
+    assert "--segments 6 has no effect; --max_n_final is 3" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("mode", ["RMT", "RATEM", "RATE_wo_nmt", "DTXL"])
 def test_every_mode_is_a_name(mode):
     cache = ["--mem_len", "8"] if mode in ("RATE_wo_nmt", "DTXL") else []
@@ -252,7 +257,7 @@ MISTAKES = {
     "no context": ("--context_length 0", ("--context_length", "0", "at least")),
     "no segments": ("--max_n_final 0", ("--max_n_final", "0", "at least")),
     "fewer than the fewest": ("--min_n_final 4", ("--min_n_final", "4", "--max_n_final")),
-    "segments of other environments": ("--segments 3", ("--segments:", "--max_n_final")),
+    "no segments given": ("--segments 0", ("--segments 0", "at least 1")),
     "no trajectories": ("--trajectories 0", ("--trajectories", "0", "at least")),
     "no hint": ("--hint_steps 0", ("--hint_steps", "0", "at least")),
     "no epochs": ("--epochs 0", ("--epochs 0", "at least 1")),

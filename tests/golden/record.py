@@ -36,6 +36,11 @@ def machine() -> dict[str, str]:
     }
 
 
+def bfloat16_units() -> list[str]:
+    """Units for bfloat16 that the processor has and a virtual machine does not hide, which round differently."""
+    return sorted(name for name, there in torch.cpu.get_capabilities().items() if "bf16" in name and there)
+
+
 def recorded_runs() -> dict[str, Any]:
     """What runs.json holds."""
     return json.loads(RUNS.read_text())
@@ -59,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     arrays = {f"{case.name}/{name}": array for case in cases() for name, array in run(case).items()}
     whole = {name: runs.run(name) for name in runs.RUNS}
     np.savez_compressed(ARRAYS, **arrays)
-    RUNS.write_text(json.dumps({"machine": machine(), "runs": whole}, indent=1) + "\n")
+    RUNS.write_text(json.dumps({"machine": machine(), "bfloat16": bfloat16_units(), "runs": whole}, indent=1) + "\n")
     print(f"{len(arrays)} arrays in {ARRAYS}, {len(whole)} runs in {RUNS}")
     return 0
 

@@ -158,7 +158,7 @@ class SegmentStepper(Stepper):
         if self._memory_tokens is not None:
             for rows in self._rows_by(passed | (self._steps == 0), self._cached):
                 start = config.mem_len
-                self._append(rows, self._shown_tokens(rows).to(self._dtype), start, first=start, outputs=0, block=True)
+                self._append(rows, self._shown_tokens(rows), start, first=start, outputs=0, block=True)
         if self.window:
             for rows in self._rows_by(full, self._cached):
                 self._refill(rows)
