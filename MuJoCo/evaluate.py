@@ -1,4 +1,4 @@
-"""Seeds and figures of an evaluation in MuJoCo; scores are D4RL's."""
+"""Figures of an evaluation in MuJoCo; scores are D4RL's."""
 
 from __future__ import annotations
 
