@@ -12,10 +12,11 @@ env=$2
 shift 2
 seed=${SLURM_ARRAY_TASK_ID:-1}
 
+stopped= child=
+trap 'stopped=yes; [ -z "$child" ] || kill -TERM "$child"' TERM INT USR1
 python3 -m RATE_model.train --data "$data" --env "$env" --seed "$seed" --resume auto "$@" &
 child=$!
-stopped=
-trap 'stopped=yes; kill -TERM $child' TERM INT USR1
+[ -z "$stopped" ] || kill -TERM "$child" # the signal came before the line above
 wait $child
 code=$?
 while kill -0 $child 2>/dev/null; do # the signal ended the first wait: the run is saving its state
