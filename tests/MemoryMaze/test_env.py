@@ -250,7 +250,7 @@ def test_dead_process_is_reported_and_none_is_left(mazes):
 @pytest.fixture
 def fresh(monkeypatch):
     """`maze_tasks` as in a new process, without a setting by the user."""
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setenv("MUJOCO_GL", "")  # as if unset; restored afterwards, also if the code sets it
     return graphics.maze_tasks.__wrapped__
 
 

@@ -149,7 +149,7 @@ def test_videos_show_whole_episodes(run, tmp_path, monkeypatch):
 
 
 def test_missing_display_error_names_what_to_install(monkeypatch):
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setenv("MUJOCO_GL", "")  # as if unset; restored afterwards, also if the code sets it
     works = {"egl_works": False, "osmesa_works": False}
     for name in works:
         monkeypatch.setattr(offscreen, name, lambda name=name: works[name])
