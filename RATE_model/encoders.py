@@ -217,7 +217,11 @@ class TokenEncoder(nn.Module):
         agent does not see them."""
         if self.action is None:
             return torch.zeros(*actions.shape[:2], self.d_model, device=actions.device)
-        return self.action(actions)
+        if torch.is_grad_enabled() or self.spec.continuous or not self.spec.action_tanh:
+            return self.action(actions)
+        # A tanh of the table, which has a few rows, in place of one of every row that is looked up.
+        every = torch.arange(self.spec.action_embeddings or self.spec.num_actions, device=actions.device)
+        return F.embedding(actions, self.action(every))
 
     def encode_infos(self, infos: Mapping[str, Tensor] | None) -> Tensor | None:
         """Encode an oracle's privileged arrays `(B, T, n)`, by name, to `(B, T, d_model)`.

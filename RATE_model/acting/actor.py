@@ -167,7 +167,9 @@ class Actor:
                 _check_shape("rewards", rewards, (self.batch_size,))
             _check_finite("rewards", rewards, ignored=self._fresh)
             rewards = torch.as_tensor(rewards, dtype=torch.float32, device=self._device)
-            self._rtg -= torch.where(torch.as_tensor(self._fresh, device=self._device), 0.0, rewards)
+            if self._fresh.any():
+                rewards = torch.where(torch.as_tensor(self._fresh, device=self._device), 0.0, rewards)
+            self._rtg -= rewards
             if self.rtg_floor is not None:
                 self._rtg.clamp_(min=self._target.clamp(max=self.rtg_floor))
         self._fresh[:] = False
@@ -218,9 +220,14 @@ def _check_finite(name: str, values: Any, *, ignored: np.ndarray | bool = False)
     """Only what lies in main memory: to look into a tensor on a device would wait for the device."""
     if isinstance(values, Tensor):
         return
-    kind = np.asarray(values).dtype
-    if kind.kind not in "biuf":
-        raise UserError(f"{name}: the type is {kind}; give real numbers")
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite for the agent
-        if kind.kind == "f" and not np.all(np.isfinite(np.asarray(values, np.float32)) | ignored):
-            raise UserError(f"{name}: a value is NaN or infinite")
+    values = np.asarray(values)
+    if values.dtype.kind not in "biuf":
+        raise UserError(f"{name}: the type is {values.dtype}; give real numbers")
+    if values.dtype.kind != "f":
+        return
+    if values.dtype != np.float32:
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite for the agent
+            values = values.astype(np.float32)
+    finite = np.isfinite(values)
+    if not finite.all() and not np.all(finite | ignored):
+        raise UserError(f"{name}: a value is NaN or infinite")

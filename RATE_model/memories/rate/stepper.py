@@ -151,6 +151,8 @@ class SegmentStepper(Stepper):
         """Pass memory on, and close segments or slide windows, so every row has room for one more step."""
         config = self.config
         full = self._steps == config.context_length
+        if self._steps.all() and not full.any():  # as at most steps
+            return full
         passed = full & (self._since_memory >= config.context_length)
         for rows in self._rows_by(passed, self._cached):
             self._pass_on(rows)
@@ -236,8 +238,9 @@ class SegmentStepper(Stepper):
         config = self.config
         first_step = config.mem_len + config.num_mem_tokens
         hidden = x.new_empty(self.batch_size, 1, config.d_model)
+        starts = self._steps == 0
         for begins in (True, False):
-            rows = np.flatnonzero((self._steps == 0) == begins)
+            rows = np.flatnonzero(starts if begins else ~starts)
             if not rows.size:
                 continue
             offset = config.step_tokens * self._steps[rows] - (0 if begins else 1)
@@ -290,14 +293,15 @@ class SegmentStepper(Stepper):
         self, rows: np.ndarray, count: int, start: int | np.ndarray, first: int | np.ndarray, block: bool
     ) -> "tuple[_Plan, Hashable | None]":
         """Where tokens go and what they see; and what the plan depends on, if these are the same in all rows."""
-        starts, firsts = (np.broadcast_to(np.asarray(value), rows.shape) for value in (start, first))
-        low, cached, by_distance = int(firsts[0]), int(self._cached[rows[0]]), self._pays_by_distance(rows.size)
-        if not ((starts == starts[0]).all() and (firsts == low).all()):
+        place, low, cached = _common(start), _common(first), int(self._cached[rows[0]])
+        if place is None or low is None:
+            starts, firsts = (np.broadcast_to(np.asarray(value), rows.shape) for value in (start, first))
             return self._make_plan(starts, firsts, count, cached, block, by_distance=False), None
-        key = (int(starts[0]), low, count, cached, block, by_distance)
+        by_distance = self._pays_by_distance(rows.size)
+        key = (place, low, count, cached, block, by_distance)
         if key not in self._plans:
-            plan = self._make_plan(starts[:1], firsts[:1], count, cached, block, by_distance=by_distance)
-            self._plans[key] = plan
+            of_all = np.array([place]), np.array([low]), count, cached, block
+            self._plans[key] = self._make_plan(*of_all, by_distance=by_distance)
         return self._plans[key], key
 
     def _make_plan(
@@ -323,7 +327,6 @@ class SegmentStepper(Stepper):
     def _through_layers(self, rows: np.ndarray, x: Tensor, plan: "_Plan", outputs: int) -> Tensor:
         """See `_append`."""
         count, rotation, bias = x.shape[1], plan.rotation, plan.bias
-        positions = self.memory.positions.keys[plan.seen]
         for number, layer in enumerate(self.memory.layers):
             last = number == len(self.memory.layers) - 1
             inputs = layer.attention_inputs(x)
@@ -343,7 +346,7 @@ class SegmentStepper(Stepper):
                 if wanted < count:
                     rotation = rotation[0][..., -wanted:, :], rotation[1][..., -wanted:, :]
                     bias = None if bias is None else bias[..., -wanted:, :]
-                keys = Keys(states[:, plan.seen], positions)
+                keys = Keys(states[:, plan.seen], self.memory.positions.keys[plan.seen])
                 attended = self._attend(number, inputs, keys, rotation, bias, plan.distances)
             x = layer.finish(x, inputs, attended)
         return x
@@ -438,3 +441,11 @@ class SegmentStepper(Stepper):
                 tensor[torch.as_tensor(rows, device=self._device), columns] = values
         else:
             tensor[torch.as_tensor(rows, device=self._device)[:, None], columns] = values
+
+
+def _common(value: int | np.ndarray) -> int | None:
+    """The number that is the same in all rows; None if it is not."""
+    if isinstance(value, int):
+        return value
+    first = int(value[0])
+    return first if (value == first).all() else None
