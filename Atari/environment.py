@@ -25,6 +25,7 @@ from RATE_model.data.dopamine import Selection
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
+from RATE_model.training.checkpoints import run_of
 
 ENLARGE = 2  # a console's pixel, in pixels of a video
 
@@ -169,7 +170,7 @@ class Atari(Environment):
     ) -> Agent:
         """An agent for the chosen game."""
         ale_py()  # it may not be installed
-        run, flags = checkpoint.absolute().parent.parent, {**recorded, **asked}
+        run, flags = run_of(checkpoint.absolute()), {**recorded, **asked}
         trained, name = recorded.get("game"), flags.get("game")
         if name is None:
             config = run / "config.yaml"

@@ -30,7 +30,7 @@ from RATE_model.cli.settings import PUBLISHED_TRAINING, ExperimentConfig, PlayOp
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
-from RATE_model.training.checkpoints import NORMALISATION
+from RATE_model.training.checkpoints import NORMALISATION, run_of
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class MuJoCo(Environment):
         self, checkpoint: Path, recorded: Mapping[str, Any], asked: Mapping[str, Any], *, device: torch.device | str
     ) -> Agent:
         """An agent for the requested robot, with observation statistics."""
-        run = checkpoint.absolute().parent.parent
+        run = run_of(checkpoint.absolute())
         if recorded.get("env_id") is not None:
             trained, task = _task(recorded), _task({**recorded, **asked})
             if task.robot != trained.robot:

@@ -14,7 +14,7 @@ from RATE_model.agent import Agent, AgentConfig, with_memory_prefix
 from RATE_model.errors import UserError
 from RATE_model.own.arguments import naming_arguments
 from RATE_model.spec import EnvironmentSpec, PrivilegedKind
-from RATE_model.training.checkpoints import NORMALISATION, load_checkpoint, resolve_checkpoint
+from RATE_model.training.checkpoints import NORMALISATION, load_checkpoint, resolve_checkpoint, run_of
 
 
 @naming_arguments()
@@ -147,7 +147,7 @@ def _recorded_normalisation(path: Path, spec: Any) -> dict[str, tuple[float, ...
     Raises:
         UserError: the file is damaged, or belongs to other observations.
     """
-    file = path.absolute().parent.parent / NORMALISATION
+    file = run_of(path) / NORMALISATION
     if not isinstance(spec, dict) or spec.get("observation_mean") is not None or not file.exists():
         return {}
     shape = spec.get("observation_shape")

@@ -195,7 +195,7 @@ SECTIONS = {
         "Minigrid-Memory",
         study(
             MINIGRID,
-            (*_MINIGRID_FAST, "--final_sizes", *map(str, SIZES + LARGE_SIZES)),
+            (*_MINIGRID_FAST, "--curriculum_batches", "2400", "--final_sizes", *map(str, SIZES + LARGE_SIZES)),
             {"TrXL": ("--mem_len", "240"), "DT": ("--slide", "20")},
         ),
         SIZES + LARGE_SIZES,

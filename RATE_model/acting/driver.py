@@ -50,7 +50,7 @@ class DriverChoice:
         """The newest checkpoint at a path. Raises UserError if there is none."""
         from RATE_model.cli.evaluation import flags_of  # late: imports torch
         from RATE_model.cli.settings import ACTING_FLAGS
-        from RATE_model.training.checkpoints import MANIFEST, MODEL, resolve_checkpoint
+        from RATE_model.training.checkpoints import MANIFEST, MODEL, resolve_checkpoint, run_of
 
         checkpoint = resolve_checkpoint(path).absolute()
         if not (step := checkpoint.stem.removeprefix("step_")).isdecimal():
@@ -58,7 +58,7 @@ class DriverChoice:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
         flags = flags_of(checkpoint)
         acting = json.dumps({name: flags[name] for name in sorted({*ACTING_FLAGS, "use_argmax"} & flags.keys())})
-        return cls(checkpoint.parent.parent.name, int(step), manifest["files"][MODEL], acting, str(checkpoint))
+        return cls(run_of(checkpoint).name, int(step), manifest["files"][MODEL], acting, str(checkpoint))
 
     @property
     def name(self) -> str:
@@ -135,9 +135,10 @@ def _evaluation(checkpoint: str, name: str) -> Evaluation:
     """The evaluation of a checkpoint's run; loaded once per process."""
     from RATE_model.cli.evaluation import evaluation_of_run
     from RATE_model.environments.find import environment_of
+    from RATE_model.training.checkpoints import run_of
 
     path = Path(checkpoint)
-    environment = environment_of(path.parent.parent)
+    environment = environment_of(run_of(path))
     if environment.name != name:
-        raise UserError(f"--driver {path.parent.parent}: trained in {environment.name}, but data is made in {name}")
+        raise UserError(f"--driver {run_of(path)}: trained in {environment.name}, but data is made in {name}")
     return evaluation_of_run(environment, path)

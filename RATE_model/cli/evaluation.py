@@ -25,7 +25,7 @@ from RATE_model.loading import load_config
 from RATE_model.memories import MEMORIES
 from RATE_model.system.atomic import atomic_write_json
 from RATE_model.system.precision import pick_device
-from RATE_model.training.checkpoints import load_checkpoint, resolve_checkpoint
+from RATE_model.training.checkpoints import load_checkpoint, resolve_checkpoint, run_of
 from RATE_model.training.runs import check_unowned, owning
 
 # Evaluation flags of train scripts -> their names in inference scripts.
@@ -133,7 +133,7 @@ def flags_of(checkpoint: Path, before: Mapping[str, Any] | None = None) -> dict[
         UserError: the checkpoint is missing, or its run's config.yaml is damaged and the checkpoint has no flags.
     """
     path = resolve_checkpoint(checkpoint).absolute()
-    config = path.parent.parent / "config.yaml"
+    config = run_of(path) / "config.yaml"
     trouble: UserError | None = None
     try:
         flags = load_yaml(config)
@@ -283,7 +283,7 @@ def main(environment: Environment, argv: Sequence[str] | None = None) -> None:
             precision=common.precision,
             record=bool(recorded.get("compile")),
             transform_memory=knock_out_memory if common.knock_out else None,
-            run=checkpoint.absolute().parent.parent,
+            run=run_of(checkpoint.absolute()),
         )
         if common.video:
             check_drawable(evaluation)

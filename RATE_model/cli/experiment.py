@@ -338,7 +338,8 @@ def plan(
     if options.curr == "adaptive":
         last = optimizer_steps(train, model.context_length, stages[-1] * segment_steps)
         schedule = Schedule(warmup, None, options.anneal_batches * last, 0.0)
-        return AdaptiveStages(stages, metric, options.streak, options.anneal_batches, options.stage_batches), schedule
+        limits = options.anneal_batches, options.stage_batches, options.curriculum_batches
+        return AdaptiveStages(stages, metric, options.streak, *limits), schedule
     if train.lr_schedule == "rising_cosine":
         schedule = RisingCosine(
             train.warmup_tokens or round(train.warmup_steps * tokens_per_step),

@@ -41,7 +41,7 @@ from RATE_model.errors import UserError
 from RATE_model.objectives.privileged import PREFIX, Privileged, check_infos, infos_of, named, with_infos
 from RATE_model.plots.diagnosis import plot_diagnosis
 from RATE_model.system.precision import pick_device
-from RATE_model.training.checkpoints import resolve_checkpoint
+from RATE_model.training.checkpoints import resolve_checkpoint, run_of
 from RATE_model.training.runs import check_unowned
 
 NAME = "diagnosis"
@@ -105,7 +105,7 @@ def load(options: Options) -> tuple[Environment, Path, Path, Agent, tuple[Window
     """
     assert options.run is not None, "checked by validate"
     checkpoint = resolve_checkpoint(options.run)
-    run = checkpoint.absolute().parent.parent
+    run = run_of(checkpoint.absolute())
     environment: Environment = environment_of(run) if options.env is None else environment_named(options.env)
     changes = flag_words(options.train, flag="train")
     config = environment.read_config(["--config", str(run / "config.yaml"), *changes])

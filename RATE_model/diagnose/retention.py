@@ -38,7 +38,7 @@ from RATE_model.errors import UserError
 from RATE_model.memories.contract import Memory, State, Steps
 from RATE_model.objectives.privileged import Privileged
 from RATE_model.plots.retention import plot_retention
-from RATE_model.training.checkpoints import resolve_checkpoint
+from RATE_model.training.checkpoints import resolve_checkpoint, run_of
 from RATE_model.training.runs import check_unowned
 
 NAME = "retention"
@@ -277,7 +277,7 @@ def examine(options: Options, *, outcomes: Mapping[Case, float] | None = None) -
     """
     assert options.run is not None, "checked by validate"
     checkpoint = resolve_checkpoint(options.run)
-    run = checkpoint.absolute().parent.parent
+    run = run_of(checkpoint.absolute())
     environment: Environment = environment_of(run) if options.env is None else environment_named(options.env)
     config = environment.read_config(["--config", str(run / "config.yaml")])
     environment.check_episodes(pairs=options.pairs)

@@ -44,6 +44,7 @@ from RATE_model.protocol.examination import RunPlayer, document, examine, facts_
 from RATE_model.protocol.grid import Grid, run_grid, write_grid
 from RATE_model.protocol.verdict import AgentFacts, Case, Verdict, judge
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
+from RATE_model.training.checkpoints import run_of
 from RATE_model.training.runs import check_unowned
 
 NAME = "protocol"
@@ -150,12 +151,6 @@ class Examined:
         return ["case", "xi", "regime", chance, *conditions], rows
 
 
-def directory_of(run: Path) -> Path:
-    """The directory of a run, which is given by itself, its checkpoints/ or one of these."""
-    checkpoints = [path for path in (run.absolute(), run.absolute().parent) if path.name == "checkpoints"]
-    return checkpoints[0].parent if checkpoints else run
-
-
 def grouped(environment: Environment, runs: Sequence[Path]) -> dict[str, list[Path]]:
     """Runs grouped by agent: those that differ only in their seed share a name."""
     groups: dict[str, list[Path]] = {}
@@ -164,7 +159,7 @@ def grouped(environment: Environment, runs: Sequence[Path]) -> dict[str, list[Pa
         flags = {name: value for name, value in recorded_flags(environment, run).items() if name not in _OWN}
         key = repr(sorted((name, str(value)) for name, value in flags.items() if not name.startswith("wandb")))
         if key not in names:
-            directory = directory_of(run).name
+            directory = run_of(run).name
             name = directory.rpartition("_RUN_")[0] or directory
             names[key] = f"{name} ({len(names) + 1})" if name in groups else name
         groups.setdefault(names[key], []).append(run)
@@ -312,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.grid:
             draw_grid(options)
             return
-        named_runs = [directory_of(run) for run in (*options.checkpoint, *options.control)]
+        named_runs = [run_of(run) for run in (*options.checkpoint, *options.control)]
         environment = common_environment(named_runs, options.env)
         for name, runs in grouped(environment, options.checkpoint).items():
             examined = examine_runs(environment, name, runs, options)
@@ -320,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if options.output is not None:
                 write(examined, {options.output: options.output}, f"{NAME}_{name}")
             else:
-                write(examined, {run / "eval": run / "plots" for run in map(directory_of, runs)}, NAME)
+                write(examined, {run / "eval": run / "plots" for run in map(run_of, runs)}, NAME)
 
 
 if __name__ == "__main__":

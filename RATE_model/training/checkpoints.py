@@ -156,6 +156,15 @@ def _resolve(path: Path, tag: str | None) -> Path:
     return found
 
 
+def run_of(path: Path) -> Path:
+    """The directory of a run that is given by itself, by its checkpoints/, or by one of these."""
+    for place in (path, path.absolute()):
+        for inside in (place, place.parent):
+            if inside.name == "checkpoints":
+                return inside.parent
+    return path
+
+
 def _not_begun(run: Path) -> str:
     """Why a run has no checkpoint, and what to do."""
     if (by := owner(run / ".lock")) is not None:

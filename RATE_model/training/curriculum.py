@@ -92,7 +92,8 @@ class FixedStages:
 class AdaptiveStages:
     """A stage ends when solved (`metric` was 1 for `streak` batches in a row), or unsolved after `max_batches`.
 
-    After the last stage the learning rate is annealed over `anneal_batches` batches; without that, runs sometimes lost
+    After `most_batches` in all, the stages that are left are skipped, up to the last one's annealing. After the last
+    stage the learning rate is annealed over `anneal_batches` batches; without that, runs sometimes lost
     what they had learned about lengths beyond the training data. `solved` says whether all stages were solved.
     """
 
@@ -101,9 +102,11 @@ class AdaptiveStages:
     streak: int
     anneal_batches: int
     max_batches: int
+    most_batches: int | None = None
     index: int = 0
     row: int = 0
     batches_done: int = 0
+    all_done: int = 0
     anneal_left: int | None = None
     solved: bool = True
 
@@ -138,22 +141,26 @@ class AdaptiveStages:
             self.anneal_left -= 1
             return
         self.batches_done += 1
+        self.all_done += 1
         self.row = self.row + 1 if metrics[self.metric] == 1 else 0
-        if self.row < self.streak and self.batches_done < self.max_batches:
+        over = self.most_batches is not None and self.all_done >= self.most_batches
+        if self.row < self.streak and self.batches_done < self.max_batches and not over:
             return
-        self.solved &= self.row >= self.streak
+        last = len(self.stages) - 1
+        self.solved &= self.row >= self.streak and (self.index == last or not over)
         self.row = self.batches_done = 0
-        if self.index + 1 < len(self.stages):
+        if self.index < last and not over:
             self.index += 1
         else:
-            self.anneal_left = self.anneal_batches
+            self.index, self.anneal_left = last, self.anneal_batches
 
     def after_epoch(self) -> None:
         """Does nothing: stages end by batches."""
 
     def state_dict(self) -> dict[str, Any]:
         """The changing state."""
-        return {name: getattr(self, name) for name in ("index", "row", "batches_done", "anneal_left", "solved")}
+        names = ("index", "row", "batches_done", "all_done", "anneal_left", "solved")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`."""

@@ -41,7 +41,13 @@ from RATE_model.system import distributed
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.system.interrupts import exit_code, signal_name
 from RATE_model.system.locks import LockHeld, clear_leftovers, hold, owner
-from RATE_model.training.checkpoints import find_checkpoint, has_checkpoints, load_checkpoint, resolve_checkpoint
+from RATE_model.training.checkpoints import (
+    find_checkpoint,
+    has_checkpoints,
+    load_checkpoint,
+    resolve_checkpoint,
+    run_of,
+)
 from RATE_model.training.continuing import resuming
 from RATE_model.training.tracking import check_wandb, redact
 
@@ -178,7 +184,7 @@ def _choose_start(
         raise
     changed: tuple[str, ...] = ()
     if checkpoint is not None:
-        origin = checkpoint.parent.parent
+        origin = run_of(checkpoint)
         old = {**before, **_original_config(checkpoint, seed, may_change | may_grow, say=say)}
         differing = _differences(old, new, may_change=may_change, may_grow=may_grow)
         allowed = _differences(old, new, may_change=may_change | may_change_elsewhere, may_grow=may_grow)
@@ -212,7 +218,7 @@ def _original_config(checkpoint: Path, seed: int, may_change: frozenset[str], *,
 
     Warns if config.yaml is missing, damaged or different; a continued run writes it again.
     """
-    path = checkpoint.parent.parent / "config.yaml"
+    path = run_of(checkpoint) / "config.yaml"
     state = load_checkpoint(checkpoint)[1]
     flags = state.get("flags")
     held: dict[str, Any] = flags if isinstance(flags, dict) else {}
@@ -228,7 +234,7 @@ def _original_config(checkpoint: Path, seed: int, may_change: frozenset[str], *,
     ):
         trouble = trouble or f"{path}: {other[0]} differs from the checkpoint"
         print(one_line(f"warning: {trouble}; using the configuration in {checkpoint}"), file=sys.stderr)
-    recorded_seed = state.get("seed", _seed_of(checkpoint.parent.parent, default=seed))
+    recorded_seed = state.get("seed", _seed_of(run_of(checkpoint), default=seed))
     return {**found, **held, "seed": recorded_seed}
 
 
@@ -329,7 +335,7 @@ def _prepare(run: Run, config: dict[str, Any]) -> None:
     try:
         for folder in (directory, *(directory / name for name in _FOLDERS)):
             clear_leftovers(folder)
-        origin = None if run.checkpoint is None else run.checkpoint.parent.parent
+        origin = None if run.checkpoint is None else run_of(run.checkpoint)
         if origin != directory:
             _clear(directory)
         for folder in _FOLDERS:
@@ -437,7 +443,7 @@ def _choose_checkpoint(directory: Path, *, resume: str, overwrite: bool) -> Path
             )
         return checkpoint
     checkpoint = None if resume == "no" else resolve_checkpoint(Path(resume))
-    if checkpoint is not None and checkpoint.parent.parent.resolve() == directory.resolve():
+    if checkpoint is not None and run_of(checkpoint).resolve() == directory.resolve():
         return directory / "checkpoints" / checkpoint.name
     if held and not overwrite:
         raise UserError(

@@ -77,6 +77,22 @@ def test_a_stage_solved_by_its_last_batch():
     assert curriculum.annealing and curriculum.solved
 
 
+def test_a_limit_on_all_batches_skips_to_annealing():
+    curriculum = adaptive(stages=(1, 2, 5), most_batches=6)
+    batches(curriculum, 1, 1, 1, 0, 0)
+    assert curriculum.segments == 2 and curriculum.solved
+    batches(curriculum, 1)
+    assert curriculum.annealing and curriculum.segments == 5 and not curriculum.solved
+    batches(curriculum, 1, 1, 1, 1)
+    assert curriculum.finished and not curriculum.solved
+
+
+def test_the_last_batch_of_all_may_solve_the_last_stage():
+    curriculum = adaptive(most_batches=6)
+    batches(curriculum, *[1] * 6)
+    assert curriculum.annealing and curriculum.solved
+
+
 def play(curriculum, values: list[float]) -> list[tuple]:
     """The curriculum's course over epochs of three batches."""
     course = []
@@ -99,6 +115,7 @@ VALUES = [0, 1, 1, 1, 0, 1, 1, 0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0]
         lambda: FixedStages([1, 2, 3], epochs=[2, 1, 2]),
         lambda: adaptive(stages=[1, 2, 3], max_batches=5),
         lambda: adaptive(stages=[1, 2]),
+        lambda: adaptive(stages=[1, 2, 3], most_batches=8),
     ],
 )
 def test_a_curriculum_continues_from_its_state_after_any_batch(make):
