@@ -84,6 +84,8 @@ class Actor:
         self._rtg = torch.empty(batch_size, device=self._device)
         self._target = torch.empty(batch_size, device=self._device)
         self._fresh = np.ones(batch_size, dtype=bool)  # rows at the start of an episode
+        self._logits: Tensor | None = None  # of the last step
+        self._dropped_not_finite = 0
         dtype = torch.bfloat16 if uses_bfloat16(self._device, precision) else agent.encoder.parameter_dtype
         options = StepOptions(window=window, slide=slide, transform=transform_memory, record=record)
         with torch.inference_mode(), autocast(self._device, precision):
@@ -111,16 +113,27 @@ class Actor:
             self._target[index] = target.expand(self.batch_size)[index] if target.ndim == 0 else target
         self._rtg[index] = self._target[index]
         self._fresh[rows] = True
+        if len(rows) == self.batch_size:
+            self._logits, self._dropped_not_finite = None, 0
         self._stepper.reset(rows)
 
     def keep(self, rows: np.ndarray) -> None:
         """Continue with a subset of rows, `(b,)` indices in the new order, so that finished episodes cost nothing."""
         index = torch.as_tensor(rows, device=self._device)
+        if self._logits is not None:
+            before, self._logits = self.not_finite, self._logits[index]
+            self._dropped_not_finite += before - self.not_finite
         with torch.inference_mode():
             self._rtg, self._target = self._rtg[index], self._target[index]
             self._stepper.keep(rows)
         self._fresh = self._fresh[rows]
         self.batch_size = len(rows)
+
+    @property
+    def not_finite(self) -> int:
+        """How many rows, those dropped among them, had logits at their last step that are not finite."""
+        logits = self._logits
+        return self._dropped_not_finite + (0 if logits is None else int((~logits.isfinite()).any(-1).sum()))
 
     def act(
         self,
@@ -181,7 +194,8 @@ class Actor:
             encoder = self.agent.encoder
             rtg = None if encoder.rtg is None else encoder.encode_rtg(self._rtg[:, None])
             hidden = self._stepper.append(rtg, self._encode(observations, infos))
-            return self.agent.head(hidden).float()
+            self._logits = self.agent.head(hidden).float()
+            return self._logits
 
     def _encode(self, observations: np.ndarray | Tensor, infos: Mapping[str, np.ndarray] | None) -> Tensor:
         """Observation tokens `(B, 1, d_model)`, with what an oracle is told."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -182,7 +183,19 @@ def _play(
             if compact and kept.mean() <= _COMPACT:
                 actor.keep(np.flatnonzero(kept))
                 rows = rows[kept]
+    _warn_of_overflow(actor, description)
     return Episodes(returns, lengths, last)
+
+
+def _warn_of_overflow(actor: BatchActor, description: str) -> None:
+    """A memory that is not stable may overflow in episodes longer than those of training."""
+    if lost := getattr(actor, "not_finite", 0):
+        print(
+            f"warning: {description}: {lost} episodes ended with action logits that are not finite (the memory "
+            "overflowed), so their last actions mean nothing",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def rollout_alternating(

@@ -64,6 +64,16 @@ def test_finished_rows_cost_and_change_nothing(truncate):
     assert len(set(np.concatenate(mazes.history).tolist())) > 1 and (together.returns < 100).all()
 
 
+def test_a_memory_that_overflows_is_reported(capsys):
+    model = small_model()
+    rollout(Actor(model, 3, 1.0), Countdown([2, 5, 5]), seeds=np.arange(3), max_steps=9)
+    assert capsys.readouterr().err == ""
+    with torch.no_grad():
+        model.head.project.weight.fill_(float("inf"))
+    rollout(Actor(model, 3, 1.0), Countdown([2, 5, 5]), seeds=np.arange(3), max_steps=9, description="long mazes")
+    assert "long mazes: 3 episodes" in capsys.readouterr().err
+
+
 def test_an_episode_ends_at_the_step_limit():
     actor, mazes = CountingActor(small_model(), 2, 1.0), Countdown([50, 2])
     episodes = rollout(actor, mazes, seeds=np.arange(2), max_steps=7)
