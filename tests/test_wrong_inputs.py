@@ -57,6 +57,7 @@ INPUTS = [
     ("atari", "--model_mode DLSTM --step_input joined", "--step_input joined"),
     ("mujoco", "--model_mode MLP --hidden_size 3", "--hidden_size is a flag of LSTM and GRU"),
     ("tmaze", "--model_mode LRU --mamba_state 8", "--mamba_state is a flag of Mamba"),
+    ("tmaze", "--model_mode kNN --dropout 0.1", "--dropout 0.1: --model_mode kNN has no dropout"),
     ("minigrid", "--model_mode LRU --lru_r_max 1", "--lru_r_min 0.9 --lru_r_max 1"),
     ("vizdoom", "--model_mode mLSTM --mlstm_heads 3", "--mlstm_heads 3: must divide 2 * --d_model = 256"),
     ("atari", "--model_mode AMRL --amrl_hidden 5", "--amrl_hidden 5: must be even"),

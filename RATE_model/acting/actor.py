@@ -194,8 +194,8 @@ class Actor:
             encoder = self.agent.encoder
             rtg = None if encoder.rtg is None else encoder.encode_rtg(self._rtg[:, None])
             hidden = self._stepper.append(rtg, self._encode(observations, infos))
-            self._logits = self.agent.head(hidden).float()
-            return self._logits
+            self._logits = logits = self.agent.head(hidden).float()
+            return logits
 
     def _encode(self, observations: np.ndarray | Tensor, infos: Mapping[str, np.ndarray] | None) -> Tensor:
         """Observation tokens `(B, 1, d_model)`, with what an oracle is told."""

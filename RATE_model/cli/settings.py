@@ -160,6 +160,8 @@ class ModelOptions:
                     f"leave it out, or use --model_mode {self.memory}"
                 )
         getattr(self, group_of(self.memory)).check_mode(self.model_mode, typed)
+        if "dropout" in typed and self.dropout and "dropout" not in _names(MEMORIES[self.memory].config):
+            raise UserError(f"--dropout {self.dropout}: --model_mode {self.model_mode} has no dropout; leave it out")
         memory, named = MEMORIES[self.memory].memory, f"--model_mode {self.model_mode}"
         check_acting_flags(typed, memory, conditioned=self.conditioned, agent=named)
 

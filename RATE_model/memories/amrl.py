@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from RATE_model.errors import UserError
-from RATE_model.memories.contract import MemoryOptions, State, Steps
+from RATE_model.memories.contract import MemoryOptions, State, Steps, as_wide
 from RATE_model.memories.recurrent import LSTM, RecurrentConfig, RecurrentState
 
 Aggregate = Literal["max", "mean", "sum"]
@@ -110,23 +110,12 @@ class _StraightThrough(torch.autograd.Function):
 class AMRLOptions(MemoryOptions):
     """An LSTM with an aggregate over time."""
 
+    makes, prefix = AMRLConfig, "amrl_"
+    derived = {"hidden": as_wide}
+
     # Layers of the LSTM
     amrl_layers: int = 1
     # Size of its hidden state, half of which is aggregated; none = d_model
     amrl_hidden: int | None = None
     # Aggregate: max, mean or sum
     amrl_aggregate: Aggregate = "max"
-
-    def config(
-        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
-    ) -> AMRLConfig:
-        """The configuration given by these flags."""
-        return AMRLConfig(
-            d_model=d_model,
-            context_length=context_length,
-            conditioned=conditioned,
-            dropout=dropout,
-            layers=self.amrl_layers,
-            hidden=d_model if self.amrl_hidden is None else self.amrl_hidden,
-            aggregate=self.amrl_aggregate,
-        )

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean
-from RATE_model.memories.contract import MemoryOptions, State
+from RATE_model.memories.contract import MemoryOptions, State, a_trajectory, twice_as_wide
 from RATE_model.memories.segments import Attention, AttentionConfig, bias_of, feed_forward, merge_heads
 from RATE_model.memories.sliding import SlidingStepper, slide
 from RATE_model.memories.stack import Cell, CellState, CellStepper, Stack, StepSignals
@@ -168,6 +168,10 @@ class Bank(Stack):
 class BankOptions(MemoryOptions):
     """A bank of the last embedded steps."""
 
+    makes, prefix = BankConfig, "bank_"
+    renamed = {"bank_layers": "reads"}
+    derived = {"inner": twice_as_wide, "steps": a_trajectory}
+
     # Layers that read the bank
     bank_layers: int = 2
     # Attention heads
@@ -178,19 +182,3 @@ class BankOptions(MemoryOptions):
     bank_steps: int | None = None
     # Let gradients flow into stored steps; false: encoders learn from the present step only
     bank_trained: Boolean = True
-
-    def config(
-        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
-    ) -> BankConfig:
-        """The configuration; segments of `context_length` steps only matter for gradient windows."""
-        return BankConfig(
-            d_model=d_model,
-            context_length=context_length,
-            conditioned=conditioned,
-            dropout=dropout,
-            reads=self.bank_layers,
-            heads=self.bank_heads,
-            inner=2 * d_model if self.bank_inner is None else self.bank_inner,
-            steps=context_length * segments if self.bank_steps is None else self.bank_steps,
-            trained=self.bank_trained,
-        )

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from RATE_model.cli.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
 from RATE_model.errors import UserError
-from RATE_model.memories.contract import MemoryOptions
+from RATE_model.memories.contract import MemoryOptions, twice_as_wide
 from RATE_model.memories.segments import (
     Attention,
     AttentionConfig,
@@ -243,6 +243,9 @@ class Compressive(SegmentStack):
 class CompressiveOptions(MemoryOptions):
     """Compressive Transformer: a cache of hidden states, and a compressed cache of older ones."""
 
+    makes, prefix = CompressiveConfig, "compressive_"
+    derived = {"inner": twice_as_wide}
+
     # Layers
     compressive_layers: int = 2
     # Attention heads
@@ -257,21 +260,3 @@ class CompressiveOptions(MemoryOptions):
     compressive_rate: int = 2
     # Compression: convolution, mean or maximum
     compressive_function: Compression = "conv"
-
-    def config(
-        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
-    ) -> CompressiveConfig:
-        """The configuration given by these flags."""
-        return CompressiveConfig(
-            d_model=d_model,
-            context_length=context_length,
-            conditioned=conditioned,
-            dropout=dropout,
-            layers=self.compressive_layers,
-            heads=self.compressive_heads,
-            inner=2 * d_model if self.compressive_inner is None else self.compressive_inner,
-            cached=self.compressive_cached,
-            compressed=self.compressive_compressed,
-            rate=self.compressive_rate,
-            function=self.compressive_function,
-        )

@@ -25,7 +25,7 @@ in the table keeps these promises:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -57,9 +57,40 @@ class MemoryConfig:
         """Raise a `UserError` for invalid sizes."""
 
 
+# The size that a flag leaves open: from d_model and the steps of a training trajectory.
+Derived = Callable[[int, int], int]
+
+
+def as_wide(d_model: int, steps: int) -> int:
+    """`d_model`."""
+    return d_model
+
+
+def twice_as_wide(d_model: int, steps: int) -> int:
+    """2 `d_model`."""
+    return 2 * d_model
+
+
+def a_trajectory(d_model: int, steps: int) -> int:
+    """The steps of a training trajectory."""
+    return steps
+
+
 @dataclass(frozen=True)
 class MemoryOptions:
-    """The flags of a memory, one field each; the comment above a field is its help text, the docstring the group's."""
+    """The flags of a memory, one field each; the comment above a field is its help text, the docstring the group's.
+
+    Attributes:
+        makes: the class of the configuration.
+        prefix: of the flags' names; the rest is the name of the configuration's field.
+        renamed: flags for fields with other names.
+        derived: fields whose flags may be none, and what they are then.
+    """
+
+    makes: ClassVar[type[MemoryConfig]]
+    prefix: ClassVar[str]
+    renamed: ClassVar[Mapping[str, str]] = {}
+    derived: ClassVar[Mapping[str, Derived]] = {}
 
     def check_mode(self, mode: str, typed: Set[str]) -> None:
         """Raise a `UserError` for a typed flag that does not apply to the mode; nothing by default.
@@ -81,7 +112,14 @@ class MemoryOptions:
             segments: N, segments per training trajectory.
             conditioned: whether the agent sees returns-to-go.
         """
-        raise NotImplementedError
+        sizes: dict[str, Any] = {"d_model": d_model, "context_length": context_length, "conditioned": conditioned}
+        if "dropout" in {field.name for field in fields(self.makes)}:
+            sizes["dropout"] = dropout
+        for flag, value in vars(self).items():
+            name = self.renamed.get(flag, flag.removeprefix(self.prefix))
+            left_open = value is None and name in self.derived
+            sizes[name] = self.derived[name](d_model, context_length * segments) if left_open else value
+        return self.makes(**sizes)
 
 
 class Steps:

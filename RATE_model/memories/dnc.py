@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from RATE_model.memories.contract import MemoryOptions, State
+from RATE_model.memories.contract import MemoryOptions, State, as_wide
 from RATE_model.memories.stack import Cell, CellState, Stack, StackConfig, StepSignals
 
 
@@ -181,6 +181,9 @@ class DNC(Stack):
 class DNCOptions(MemoryOptions):
     """Differentiable Neural Computer: an LSTM with slots addressed by content, by usage and in temporal order."""
 
+    makes, prefix = DNCConfig, "dnc_"
+    derived = {"hidden": as_wide}
+
     # Stacked controllers, each with its own memory
     dnc_layers: int = 1
     # Size of the controller's hidden state; none = d_model
@@ -191,19 +194,3 @@ class DNCOptions(MemoryOptions):
     dnc_width: int = 32
     # Read heads
     dnc_heads: int = 2
-
-    def config(
-        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
-    ) -> DNCConfig:
-        """The configuration; segments of `context_length` steps only matter for gradient windows."""
-        return DNCConfig(
-            d_model=d_model,
-            context_length=context_length,
-            conditioned=conditioned,
-            dropout=dropout,
-            layers=self.dnc_layers,
-            hidden=d_model if self.dnc_hidden is None else self.dnc_hidden,
-            slots=self.dnc_slots,
-            width=self.dnc_width,
-            heads=self.dnc_heads,
-        )

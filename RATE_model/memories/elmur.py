@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from RATE_model.cli.limits import MAX_SIZE, at_least, at_most
 from RATE_model.errors import UserError
-from RATE_model.memories.contract import MemoryOptions
+from RATE_model.memories.contract import MemoryOptions, twice_as_wide
 from RATE_model.memories.segments import (
     Attention,
     AttentionConfig,
@@ -202,6 +202,9 @@ class ELMUR(SegmentStack):
 class ELMUROptions(MemoryOptions):
     """ELMUR: slots in every layer; each segment is written to the least recently used one."""
 
+    makes, prefix = ELMURConfig, "elmur_"
+    derived = {"inner": twice_as_wide}
+
     # Layers
     elmur_layers: int = 2
     # Attention heads
@@ -214,20 +217,3 @@ class ELMUROptions(MemoryOptions):
     elmur_blend: float = 0.8
     # Standard deviation of the slots' initial values
     elmur_spread: float = 1.0
-
-    def config(
-        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
-    ) -> ELMURConfig:
-        """The configuration given by these flags; slots are written every `context_length` steps."""
-        return ELMURConfig(
-            d_model=d_model,
-            context_length=context_length,
-            conditioned=conditioned,
-            dropout=dropout,
-            layers=self.elmur_layers,
-            heads=self.elmur_heads,
-            inner=2 * d_model if self.elmur_inner is None else self.elmur_inner,
-            slots=self.elmur_slots,
-            blend=self.elmur_blend,
-            spread=self.elmur_spread,
-        )

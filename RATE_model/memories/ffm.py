@@ -106,6 +106,8 @@ class FFM(Stack):
 class FFMOptions(MemoryOptions):
     """Fast and Forgetful Memory."""
 
+    makes, prefix = FFMConfig, "ffm_"
+
     # Layers
     ffm_layers: int = 1
     # Traces, each with its own decay rate
@@ -114,18 +116,3 @@ class FFMOptions(MemoryOptions):
     ffm_contexts: int = 4
     # Steps after which the slowest trace has decayed to a hundredth, at the start
     ffm_horizon: int = 1024
-
-    def config(
-        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
-    ) -> FFMConfig:
-        """The configuration given by these flags."""
-        return FFMConfig(
-            d_model=d_model,
-            context_length=context_length,
-            conditioned=conditioned,
-            dropout=dropout,
-            layers=self.ffm_layers,
-            traces=self.ffm_traces,
-            contexts=self.ffm_contexts,
-            horizon=self.ffm_horizon,
-        )

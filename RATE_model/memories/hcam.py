@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from RATE_model.cli.limits import MAX_SIZE, at_least, at_most
 from RATE_model.errors import UserError
-from RATE_model.memories.contract import MemoryOptions
+from RATE_model.memories.contract import MemoryOptions, twice_as_wide
 from RATE_model.memories.segments import (
     Attention,
     AttentionConfig,
@@ -249,6 +249,9 @@ class HCAM(SegmentStack):
 class HCAMOptions(MemoryOptions):
     """HCAM: keeps past segments and attends closely to the most relevant ones."""
 
+    makes, prefix = HCAMConfig, "hcam_"
+    derived = {"inner": twice_as_wide}
+
     # Layers
     hcam_layers: int = 2
     # Attention heads
@@ -259,19 +262,3 @@ class HCAMOptions(MemoryOptions):
     hcam_chunks: int = 16
     # Kept segments that each step attends to
     hcam_top_k: int = 4
-
-    def config(
-        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
-    ) -> HCAMConfig:
-        """The configuration given by these flags; a chunk has `context_length` steps."""
-        return HCAMConfig(
-            d_model=d_model,
-            context_length=context_length,
-            conditioned=conditioned,
-            dropout=dropout,
-            layers=self.hcam_layers,
-            heads=self.hcam_heads,
-            inner=2 * d_model if self.hcam_inner is None else self.hcam_inner,
-            chunks=self.hcam_chunks,
-            top_k=self.hcam_top_k,
-        )

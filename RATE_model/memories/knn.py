@@ -144,6 +144,8 @@ class KNN(Memory):
 class KNNOptions(MemoryOptions):
     """Nearest neighbours in the data, without a trained model."""
 
+    makes, prefix = KNNConfig, "knn_"
+
     # Steps of the data to store: an even sample of everything that training shows
     knn_entries: int = 16384
     # Neighbours per step
@@ -154,18 +156,3 @@ class KNNOptions(MemoryOptions):
     knn_horizons: int = 5
     # Width of the random projection of a step
     knn_projected: int = 16
-
-    def config(
-        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
-    ) -> KNNConfig:
-        """The configuration; segments of `context_length` steps only matter for control experiments."""
-        return KNNConfig(
-            d_model=d_model,
-            context_length=context_length,
-            conditioned=conditioned,
-            entries=self.knn_entries,
-            neighbours=self.knn_neighbours,
-            temperature=self.knn_temperature,
-            horizons=self.knn_horizons,
-            projected=self.knn_projected,
-        )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from RATE_model.errors import UserError
-from RATE_model.memories.contract import MemoryOptions, State
+from RATE_model.memories.contract import MemoryOptions, State, as_wide
 from RATE_model.memories.scan import scan
 from RATE_model.memories.stack import Cell, CellState, Stack, StackConfig, StepSignals, last_valid
 
@@ -109,6 +109,9 @@ class LRU(Stack):
 class LRUOptions(MemoryOptions):
     """Linear Recurrent Units."""
 
+    makes, prefix = LRUConfig, "lru_"
+    derived = {"width": as_wide}
+
     # Layers
     lru_layers: int = 2
     # Complex numbers in a layer's state; none = d_model
@@ -117,18 +120,3 @@ class LRUOptions(MemoryOptions):
     lru_r_min: float = 0.9
     # Largest initial modulus; a modulus r forgets within about 1 / (1 - r) steps
     lru_r_max: float = 0.999
-
-    def config(
-        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
-    ) -> LRUConfig:
-        """The configuration given by these flags."""
-        return LRUConfig(
-            d_model=d_model,
-            context_length=context_length,
-            conditioned=conditioned,
-            dropout=dropout,
-            layers=self.lru_layers,
-            width=d_model if self.lru_width is None else self.lru_width,
-            r_min=self.lru_r_min,
-            r_max=self.lru_r_max,
-        )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.errors import UserError
-from RATE_model.memories.contract import MemoryOptions, State
+from RATE_model.memories.contract import MemoryOptions, State, a_trajectory, twice_as_wide
 from RATE_model.memories.segments import Attention, AttentionConfig, bias_of, feed_forward, merge_heads
 from RATE_model.memories.sliding import SlidingStepper, slide
 from RATE_model.memories.stack import Cell, CellState, CellStepper, Stack, StepSignals
@@ -155,6 +155,9 @@ class LSDT(Stack):
 class LSDTOptions(MemoryOptions):
     """Long-Short Decision Transformer: half attention, half dynamic convolution."""
 
+    makes, prefix = LSDTConfig, "lsdt_"
+    derived = {"inner": twice_as_wide, "window": a_trajectory}
+
     # Layers
     lsdt_layers: int = 3
     # Attention heads, and kernels of the convolution
@@ -165,19 +168,3 @@ class LSDTOptions(MemoryOptions):
     lsdt_window: int | None = None
     # Steps that the convolution sees
     lsdt_kernel: int = 6
-
-    def config(
-        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
-    ) -> LSDTConfig:
-        """The configuration; segments of `context_length` steps only matter for gradient windows."""
-        return LSDTConfig(
-            d_model=d_model,
-            context_length=context_length,
-            conditioned=conditioned,
-            dropout=dropout,
-            layers=self.lsdt_layers,
-            heads=self.lsdt_heads,
-            inner=2 * d_model if self.lsdt_inner is None else self.lsdt_inner,
-            window=context_length * segments if self.lsdt_window is None else self.lsdt_window,
-            kernel=self.lsdt_kernel,
-        )

@@ -182,6 +182,9 @@ class Mamba(Stack):
 class MambaOptions(MemoryOptions):
     """Mamba."""
 
+    makes, prefix = MambaConfig, "mamba_"
+    renamed = {"mamba_conv": "taps", "mamba_input": "step_input"}
+
     # Layers
     mamba_layers: int = 2
     # State size per channel
@@ -194,20 +197,3 @@ class MambaOptions(MemoryOptions):
     mamba_delta_min: float = 1e-3
     # joined: a step is one input; sequence: its parts enter one by one, as in DMamba
     mamba_input: StepInput = "joined"
-
-    def config(
-        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
-    ) -> MambaConfig:
-        """The configuration given by these flags."""
-        return MambaConfig(
-            d_model=d_model,
-            context_length=context_length,
-            conditioned=conditioned,
-            dropout=dropout,
-            step_input=self.mamba_input,
-            layers=self.mamba_layers,
-            state=self.mamba_state,
-            expand=self.mamba_expand,
-            taps=self.mamba_conv,
-            delta_min=self.mamba_delta_min,
-        )

@@ -243,6 +243,9 @@ class MLSTM(Stack):
 class MLSTMOptions(MemoryOptions):
     """LSTM with a matrix memory."""
 
+    makes, prefix = MLSTMConfig, "mlstm_"
+    renamed = {"mlstm_conv": "taps"}
+
     # Layers
     mlstm_layers: int = 2
     # Heads, each with a matrix of its own
@@ -251,18 +254,3 @@ class MLSTMOptions(MemoryOptions):
     mlstm_conv: int = 4
     # Largest initial bias of a forget gate, the smallest is half of it; a bias b forgets within about exp(b) steps
     mlstm_forget_bias: float = 6.0
-
-    def config(
-        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
-    ) -> MLSTMConfig:
-        """The configuration given by these flags."""
-        return MLSTMConfig(
-            d_model=d_model,
-            context_length=context_length,
-            conditioned=conditioned,
-            dropout=dropout,
-            layers=self.mlstm_layers,
-            heads=self.mlstm_heads,
-            taps=self.mlstm_conv,
-            forget_bias=self.mlstm_forget_bias,
-        )

@@ -74,17 +74,7 @@ class MLP(Memory):
 class MLPOptions(MemoryOptions):
     """A multilayer perceptron over single steps: no memory."""
 
+    makes, prefix = MLPConfig, "mlp_"
+
     # Hidden layers
     mlp_layers: int = 2
-
-    def config(
-        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
-    ) -> MLPConfig:
-        """The configuration; segments of `context_length` steps only matter for gradient windows."""
-        return MLPConfig(
-            d_model=d_model,
-            context_length=context_length,
-            conditioned=conditioned,
-            layers=self.mlp_layers,
-            dropout=dropout,
-        )

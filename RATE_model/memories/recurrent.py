@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from RATE_model.cli.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
 from RATE_model.errors import UserError
-from RATE_model.memories.contract import Memory, MemoryConfig, MemoryOptions, State, Steps
+from RATE_model.memories.contract import Memory, MemoryConfig, MemoryOptions, State, Steps, as_wide
 from RATE_model.memories.stack import StepInput, rolled
 
 MAX_FORGET_BIAS = 20  # a gate of 1 - 2e-9: nothing is ever forgotten
@@ -170,6 +170,10 @@ def _layers_first(state: Tensor) -> Tensor:
 class RecurrentOptions(MemoryOptions):
     """A recurrent network."""
 
+    makes, prefix = RecurrentConfig, "recurrent_"
+    renamed = {"hidden_size": "hidden"}
+    derived = {"hidden": as_wide}
+
     # Layers of the recurrent network
     recurrent_layers: int = 1
     # Size of its hidden state; none = d_model
@@ -178,18 +182,3 @@ class RecurrentOptions(MemoryOptions):
     step_input: StepInput = "joined"
     # Initial bias of the gate that keeps the state (LSTM: forget gate, GRU: update gate)
     forget_bias: float = 0.0
-
-    def config(
-        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
-    ) -> RecurrentConfig:
-        """The configuration; segments of `context_length` steps only set gradient windows and control experiments."""
-        return RecurrentConfig(
-            d_model=d_model,
-            context_length=context_length,
-            conditioned=conditioned,
-            layers=self.recurrent_layers,
-            hidden=d_model if self.hidden_size is None else self.hidden_size,
-            step_input=self.step_input,
-            dropout=dropout,
-            forget_bias=self.forget_bias,
-        )

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.errors import UserError
-from RATE_model.memories.contract import Gather, MemoryOptions, single_process
+from RATE_model.memories.contract import Gather, MemoryOptions, single_process, twice_as_wide
 from RATE_model.memories.neighbours import History, Index
 from RATE_model.memories.segments import (
     Attention,
@@ -213,6 +213,10 @@ class Retrieval(SegmentStack):
 class RetrievalOptions(MemoryOptions):
     """Retrieval from the data: pieces of trajectories that started in a similar situation."""
 
+    makes, prefix = RetrievalConfig, "retrieval_"
+    renamed = {"retrieval_layers": "reads"}
+    derived = {"inner": twice_as_wide}
+
     # Layers
     retrieval_layers: int = 2
     # Attention heads
@@ -229,22 +233,3 @@ class RetrievalOptions(MemoryOptions):
     retrieval_cutoff: float = 0.01
     # Averages of the history in a key, over 2, 8, 32, ... steps
     retrieval_horizons: int = 5
-
-    def config(
-        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
-    ) -> RetrievalConfig:
-        """The configuration given by these flags; pieces have `context_length` steps."""
-        return RetrievalConfig(
-            d_model=d_model,
-            context_length=context_length,
-            conditioned=conditioned,
-            dropout=dropout,
-            reads=self.retrieval_layers,
-            heads=self.retrieval_heads,
-            inner=2 * d_model if self.retrieval_inner is None else self.retrieval_inner,
-            entries=self.retrieval_entries,
-            neighbours=self.retrieval_neighbours,
-            temperature=self.retrieval_temperature,
-            cutoff=self.retrieval_cutoff,
-            horizons=self.retrieval_horizons,
-        )

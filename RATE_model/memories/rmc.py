@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from RATE_model.cli.limits import MAX_SIZE, at_least, at_most
-from RATE_model.memories.contract import MemoryOptions, State
+from RATE_model.memories.contract import MemoryOptions, State, as_wide
 from RATE_model.memories.segments import Attention, AttentionConfig, feed_forward
 from RATE_model.memories.stack import Cell, CellState, Stack, StepSignals
 
@@ -115,6 +115,9 @@ class RMC(Stack):
 class RMCOptions(MemoryOptions):
     """Relational Memory Core: slots that attend to each other."""
 
+    makes, prefix = RMCConfig, "rmc_"
+    derived = {"inner": as_wide}
+
     # Layers
     rmc_layers: int = 1
     # Attention heads
@@ -123,18 +126,3 @@ class RMCOptions(MemoryOptions):
     rmc_inner: int | None = None
     # Slots per layer
     rmc_slots: int = 4
-
-    def config(
-        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
-    ) -> RMCConfig:
-        """The configuration; segments of `context_length` steps only matter for gradient windows."""
-        return RMCConfig(
-            d_model=d_model,
-            context_length=context_length,
-            conditioned=conditioned,
-            dropout=dropout,
-            layers=self.rmc_layers,
-            heads=self.rmc_heads,
-            inner=d_model if self.rmc_inner is None else self.rmc_inner,
-            slots=self.rmc_slots,
-        )

@@ -155,6 +155,8 @@ class SHM(Stack):
 class SHMOptions(MemoryOptions):
     """Stable Hadamard Memory."""
 
+    makes, prefix = SHMConfig, "shm_"
+
     # Layers
     shm_layers: int = 1
     # Rows and columns of the matrix
@@ -163,18 +165,3 @@ class SHMOptions(MemoryOptions):
     shm_table: int = 128
     # Factor of the initial weights that calibrate the matrix; 0: nothing is forgotten at first
     shm_calibration: float = 1.0
-
-    def config(
-        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
-    ) -> SHMConfig:
-        """The configuration given by these flags."""
-        return SHMConfig(
-            d_model=d_model,
-            context_length=context_length,
-            conditioned=conditioned,
-            dropout=dropout,
-            layers=self.shm_layers,
-            size=self.shm_size,
-            table=self.shm_table,
-            calibration=self.shm_calibration,
-        )

@@ -162,6 +162,8 @@ def apply_mode(config: RATEConfig, *, mode: str, segments: int) -> RATEConfig:
 class RATEOptions(MemoryOptions):
     """The RATE family: segments, memory tokens, cached hidden states, memory retention valve."""
 
+    makes, prefix = RATEConfig, ""
+
     # Decoder block: post-norm (TrXL), identity-map reordering (TrXL-I) or gated (GTrXL)
     arch_mode: Arch = "TrXL"
     # Memory tokens at either end of a segment

@@ -17,7 +17,7 @@ from tests import tmaze_runs
 from tests.RATE_model.memories.test_contract import Case, MemoryContract
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "adding_a_memory.md"
-CODE, MEMORY, MODE = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+CODE, MEMORY = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,9 +31,9 @@ def ema(tmp_path_factory) -> Iterator[ModuleType]:
         patch.setitem(sys.modules, spec.name, module)
         spec.loader.exec_module(module)
         names = {**vars(memories), **vars(module)}
-        for table, line in ((memories.MEMORIES, MEMORY), (memories.MODES, MODE)):
-            for name, entry in eval(f"{{{line}}}", names).items():
-                patch.setitem(table, name, entry)
+        for name, entry in eval(f"{{{MEMORY}}}", names).items():
+            patch.setitem(memories.MEMORIES, name, entry)
+            patch.setitem(memories.MODES, name, memories.Mode(name))
         yield module
 
 
