@@ -20,7 +20,7 @@ from RATE_model.acting.video import with_caption
 from RATE_model.agent import Agent
 from RATE_model.cli.limits import Positive, Share, Steps
 from RATE_model.cli.options import changeable
-from RATE_model.cli.settings import PUBLISHED_TRAINING, ImageExperimentConfig, PlayOptions, SegmentOptions
+from RATE_model.cli.settings import ImageExperimentConfig, PlayOptions, SegmentOptions
 from RATE_model.data.dopamine import Selection
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
 from RATE_model.errors import UserError
@@ -113,20 +113,6 @@ class Atari(Environment):
     inference_script = "Atari/inference_atari.py"
     config = Config
     play_options = Play
-    # See docs/deviations.md
-    published = PUBLISHED_TRAINING | {
-        "lr_schedule": "rising_cosine",
-        "warmup_tokens": 10_240,
-        "final_tokens": None,
-        "decay_epochs": 2.0,
-        "weight_decay": 0.01,
-        "condition": "auto",
-        "return_scale": 1.0,
-        "opening": "published",
-        "sticky": 0.0,
-        "use_argmax": False,
-        "slide": 1,
-    }
     before = {"opening": "black"}
     # The published script's
     aliases = {"num_mem_tokens": "nmt", "save_path": "output_dir"}

@@ -26,7 +26,7 @@ from RATE_model.acting.evaluation import Acting
 from RATE_model.acting.rollout import Episodes
 from RATE_model.agent import Agent
 from RATE_model.cli.options import Boolean
-from RATE_model.cli.settings import PUBLISHED_TRAINING, ExperimentConfig, PlayOptions, SegmentOptions
+from RATE_model.cli.settings import ExperimentConfig, PlayOptions, SegmentOptions
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
@@ -89,15 +89,6 @@ class MuJoCo(Environment):
     inference_script = "MuJoCo/inference_mujoco.py"
     config = Config
     play_options = Play
-    # See docs/deviations.md
-    published = PUBLISHED_TRAINING | {
-        "lr_schedule": "constant",
-        "windows": "full",
-        "condition": "auto",
-        "reset_target": False,
-        "long_prompt": True,
-        "slide": 1,
-    }
     before = {"windows": "every"}
     # From the published script
     aliases = {"num_mem_tokens": "nmt"}

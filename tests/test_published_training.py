@@ -12,7 +12,7 @@ from MinigridMemory.MinigridMemory_src import train_minigridmemory
 from MuJoCo import train_rate_mujoco_ca
 from RATE_model.cli import experiment
 from RATE_model.cli.options import to_flat_dict, to_yaml
-from RATE_model.cli.settings import CurriculumOptions
+from RATE_model.cli.settings import PUBLISHED_TRAINING, CurriculumOptions
 from RATE_model.data.batch import Batch
 from RATE_model.errors import UserError
 from RATE_model.original.variants import infer_spec
@@ -22,6 +22,7 @@ from RATE_model.training.trainer import Trainer
 from tests import reference
 from tests.scripts import train_script
 from tests.small_models import rate_agent, save_small_model, small_model
+from tests.stranger.environment import CartPole
 from TMaze_new.TMaze_new_src import train_tmaze
 from VizDoom.VizDoom_src import train_vizdoom
 
@@ -163,6 +164,23 @@ def test_published_setting_overrides_config_file(tmp_path, capsys):
     config = train_script(train_tmaze).read_config(["--config", str(path), "--published", "true"])
     assert config.curriculum.curr == "false" and config.train.epochs == 3
     assert f"overrides {path}: --curr adaptive" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("declared", ["file", "dictionary"])
+def test_own_environment_declares_published_values(tmp_path, declared):
+    values = {"learning_rate": 0.5, "seed": 7}
+    members = {"folder": tmp_path, "__module__": __name__}
+    if declared == "file":
+        (tmp_path / "published.yaml").write_text("learning_rate: 0.5\nseed: 7\n")
+    else:
+        members["published"] = values
+    (tmp_path / "config.yaml").write_text("learning_rate: 0.25\n")
+    environment = type("Own", (CartPole,), members)()
+    assert environment.published == (PUBLISHED_TRAINING if declared == "file" else {}) | values
+    config = to_flat_dict(environment.read_config(["--published", "true"]))
+    assert (config["learning_rate"], config["seed"]) == (0.5, 7)
+    assert config["weight_decay_on"] == ("all" if declared == "file" else "matrices")
+    assert to_flat_dict(environment.read_config([]))["learning_rate"] == 0.25
 
 
 def test_published_initial_weights():

@@ -27,7 +27,7 @@ from RATE_model.acting.rollout import Episodes, mean_and_error, rollout_alternat
 from RATE_model.acting.video import with_caption
 from RATE_model.cli.limits import Count, Steps
 from RATE_model.cli.options import Boolean, changeable
-from RATE_model.cli.settings import PUBLISHED_TRAINING, ImageExperimentConfig, PlayOptions, SegmentOptions
+from RATE_model.cli.settings import ImageExperimentConfig, PlayOptions, SegmentOptions
 from RATE_model.data.mirror import Mirror
 from RATE_model.environments.contract import Case, Environment, Evaluation, TrainingData
 from RATE_model.system.processes import available_cores
@@ -91,21 +91,6 @@ class MemoryMaze(Environment):
     config = Config
     maker = DATA
     play_options = Mazes
-    # See docs/deviations.md
-    published = PUBLISHED_TRAINING | {
-        "lr_schedule": "rising_cosine",
-        "warmup_tokens": 1_000,
-        "final_tokens": 500_000,
-        "epoch_batches": None,
-        "windows": "published",
-        "alignment": "causal",
-        "learn": "recorded",
-        "perturbation": 0.0,
-        "mirror": False,
-        "rtg_floor": None,
-        "use_argmax": False,
-        "slide": 1,
-    }
     episode_counts = range(1, protocol.MAX_EPISODES + 1)
     data_seeds = range(FIRST_DATA_SEED, SEED_LIMIT)
     bookkeeping = ("random", "player")

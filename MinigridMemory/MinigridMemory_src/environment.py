@@ -27,7 +27,7 @@ from RATE_model.acting.rollout import Episodes
 from RATE_model.agent import Agent
 from RATE_model.cli.limits import Steps
 from RATE_model.cli.options import Boolean, changeable
-from RATE_model.cli.settings import PUBLISHED_TRAINING, CurriculumOptions, ExperimentConfig, PlayOptions, SegmentOptions
+from RATE_model.cli.settings import CurriculumOptions, ExperimentConfig, PlayOptions, SegmentOptions
 from RATE_model.data.batch import Batch, Share
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
 from RATE_model.errors import UserError
@@ -104,21 +104,6 @@ class MinigridMemory(Environment):
     config = Config
     maker = DATA
     play_options = Mazes
-    # See docs/deviations.md
-    published = PUBLISHED_TRAINING | {
-        "learn": "recorded",
-        "noise": 0.0,
-        "wrong_arm": 0.0,
-        "guess": 0.0,
-        "lr_schedule": "rising_cosine",
-        "warmup_tokens": 10_000,
-        "final_tokens": 1_000_000,
-        "curr": "false",
-        "layouts": "published",
-        "episode_timeout": 96,
-        "use_argmax": False,
-        "slide": 1,
-    }
     before = {"learn": "recorded", "layouts": "own", "episode_timeout": PUBLISHED_CAP}
     solved_metric = "train_last_acc"
     axis = "size"

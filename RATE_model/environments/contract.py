@@ -36,8 +36,8 @@ from RATE_model.acting.evaluation import Acting, play_cases
 from RATE_model.acting.rollout import BatchActor, Episodes, mean_and_error, rollout
 from RATE_model.acting.vector import FrozenVectorEnv
 from RATE_model.agent import Agent
-from RATE_model.cli.options import parse_options
-from RATE_model.cli.settings import ExperimentConfig, PlayOptions
+from RATE_model.cli.options import load_yaml, parse_options, typed_values
+from RATE_model.cli.settings import PUBLISHED_TRAINING, ExperimentConfig, PlayOptions
 from RATE_model.data.batch import Batch, Share
 from RATE_model.errors import UserError
 from RATE_model.loading import load_for
@@ -169,7 +169,8 @@ class Environment(ABC):
     # Its flags: those of the train script, and those of playing, shared by training and inference
     config: ClassVar[type[ExperimentConfig]]
     play_options: ClassVar[type[PlayOptions]] = PlayOptions
-    # The values set by --published true, and the behaviour of runs made before these flags existed
+    # The values set by --published true, by default those of all environments and those of a published.yaml beside
+    # config.yaml; and the behaviour of runs made before these flags existed
     published: ClassVar[Mapping[str, Any]] = {}
     before: ClassVar[Mapping[str, Any]] = {}
     # Aliases of its flags
@@ -209,6 +210,10 @@ class Environment(ABC):
             cls.folder = path.parent
         if "checkpoints" not in vars(cls):
             cls.checkpoints = path.parents[max(0, len(names) - 2)] / f"{names[0]}_checkpoints"
+        published = cls.folder / "published.yaml"
+        if "published" not in vars(cls) and published.is_file():
+            values = typed_values(cls.config, load_yaml(published, texts=True), source=str(published))
+            cls.published = PUBLISHED_TRAINING | values
 
     def read_config(self, argv: Sequence[str] | None = None) -> Any:
         """The configuration from the flags (None: the command line). Raises UserError."""

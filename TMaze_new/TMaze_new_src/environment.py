@@ -15,7 +15,7 @@ from RATE_model.acting.rollout import BatchActor, Episodes
 from RATE_model.agent import Agent
 from RATE_model.cli.limits import MAX_EPISODE_STEPS, Count, EpisodeSteps, Range
 from RATE_model.cli.options import Boolean, changeable
-from RATE_model.cli.settings import PUBLISHED_TRAINING, CurriculumOptions, ExperimentConfig, PlayOptions, TaskOptions
+from RATE_model.cli.settings import CurriculumOptions, ExperimentConfig, PlayOptions, TaskOptions
 from RATE_model.data.batch import Batch, Share
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
@@ -104,14 +104,6 @@ class TMaze(Environment):
     inference_script = "TMaze_new/TMaze_new_src/inference_tmaze.py"
     config = Config
     play_options = Maze
-    # See docs/deviations.md
-    published = PUBLISHED_TRAINING | {
-        "lr_schedule": "late_linear",
-        "curr": "false",
-        "corridors": "full",
-        "win_only": True,
-        "slide": 1,
-    }
     before = asdict(TaskChoice())
     solved_metric = "train_last_acc"
     axis = "length"

@@ -15,7 +15,7 @@ from RATE_model.agent import Agent
 from RATE_model.cli.evaluation import flags_of
 from RATE_model.cli.limits import Count
 from RATE_model.cli.options import Boolean, changeable
-from RATE_model.cli.settings import PUBLISHED_TRAINING, ImageExperimentConfig, PlayOptions, SegmentOptions
+from RATE_model.cli.settings import ImageExperimentConfig, PlayOptions, SegmentOptions
 from RATE_model.data.mirror import Mirror
 from RATE_model.environments.contract import Case, Environment, Evaluation, TrainingData
 from RATE_model.errors import UserError
@@ -109,22 +109,6 @@ class ViZDoomTwoColors(Environment):
     config = Config
     maker = DATA
     play_options = Games
-    # See docs/deviations.md
-    published = PUBLISHED_TRAINING | {
-        "lr_schedule": "rising_cosine",
-        "warmup_tokens": 10_000,
-        "final_tokens": 10_000_000,
-        "variant": "published",
-        "graphics": "published",
-        "learn": "recorded",
-        "noise": 0.0,
-        "perturbation": 0.0,
-        "mirror": False,
-        "stages": (),
-        "reset_target": False,
-        "use_argmax": False,
-        "slide": 1,
-    }
     before = BEFORE
     # Half red, half green. Fewer than four have no standard error.
     episode_counts = range(4, protocol.MAX_EPISODES + 1, 2)
