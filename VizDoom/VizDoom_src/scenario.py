@@ -27,6 +27,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from string import Template
 from typing import Annotated, Literal, get_args
 
 import numpy as np
@@ -193,55 +194,7 @@ def _spawn(acs: Acs, item: str, label: str) -> None:
 # The variant `clear`. Every item and pillar is a separate actor, written in the language DECORATE. Two of its rules are
 # easily broken. A keyword such as stop must begin a line. And a thing placed on the map stays in its first state for a
 # random time, so that state must be as short as possible: one tic.
-_ITEM = """actor {name} : CustomInventory
-{{
-  radius 20
-  height 16
-  +INVENTORY.QUIET
-  +INVENTORY.ALWAYSPICKUP
-  Inventory.PickupMessage ""
-  states
-  {{
-  Spawn:
-    {sprite} A -1 BRIGHT
-    stop
-  Pickup:
-    TNT1 A 0 {effect}
-    stop
-  }}
-}}"""
-_COLUMN = """actor TwoColors{colour}Pillar {number}
-{{
-  radius 16
-  height 52
-  +SOLID
-  states
-  {{
-  Spawn:
-    {sprite} A 1 BRIGHT
-    {sprite} A {tics} BRIGHT
-    TNT1 A 1
-    stop
-  }}
-}}"""
-_SPAWNER = """actor TwoColors{colour}Spawner {number}
-{{
-  +NOBLOCKMAP
-  +NOGRAVITY
-  states
-  {{
-  Spawn:
-    TNT1 A 0 NoDelay
-{first}
-    TNT1 A {pillar_tics}
-  Feed:
-{green}
-    TNT1 A {spawn_tics}
-{red}
-    TNT1 A {spawn_tics}
-    loop
-  }}
-}}"""
+_ACTORS = Path(__file__).with_name("clear.decorate")  # of one colour
 _PLACE = (
     '    TNT1 A 0 A_SpawnItemEx("{item}", random({low},{high}), random({low},{high}), 20, 0, 0, 0, 0, '
     "SXF_ABSOLUTEANGLE|SXF_NOCHECKPOSITION)"
@@ -252,20 +205,14 @@ _WALL_GAP = 20  # an item's radius
 
 def _clear(scenario: Scenario) -> bytes:
     """The variant with one map per colour; the environment chooses between them."""
+    template, tics = Template(_ACTORS.read_text(encoding="ascii")), scenario.pillar_steps * TICS_PER_STEP
+    texts = {"health": HEALTH_PER_ITEM, "pillar_tics": tics, "later_tics": tics - 1, "spawn_tics": scenario.spawn_tics}
     actors = []
-    for colour, code in (("Green", "G"), ("Red", "R")):
-        for kind, effect in (("Right", "HealThing"), ("Wrong", "DamageThing")):
-            effect = f"{effect}({HEALTH_PER_ITEM})"
-            actors.append(_ITEM.format(name=f"TwoColors{kind}{colour}", sprite=f"TCI{code}", effect=effect))
-        pillar, spawner = _EDITOR_NUMBERS[colour]
-        tics = scenario.pillar_steps * TICS_PER_STEP
-        actors.append(_COLUMN.format(colour=colour, number=pillar, sprite=f"TCP{code}", tics=tics - 1))
-        green, red = (
-            (_place("RightGreen"), _place("WrongRed")) if code == "G" else (_place("WrongGreen"), _place("RightRed"))
-        )
+    for colour, (pillar, spawner) in _EDITOR_NUMBERS.items():
+        texts |= {"colour": colour, "code": colour[0], "pillar": pillar, "spawner": spawner}
+        green, red = (_place(("Right" if item == colour else "Wrong") + item) for item in _EDITOR_NUMBERS)
         first = "\n".join([green, red] * scenario.items)
-        texts = {"first": first, "green": green, "red": red, "pillar_tics": tics, "spawn_tics": scenario.spawn_tics}
-        actors.append(_SPAWNER.format(colour=colour, number=spawner, **texts))
+        actors.append(template.substitute(texts, first=first, green=green, red=red).strip())
     lumps = [("DECORATE", "\n\n".join(actors).encode("ascii"))]
     for name, (pillar, spawner) in zip(CLEAR_MAPS, _EDITOR_NUMBERS.values(), strict=True):
         numbers = (spawner, pillar) if scenario.pillar else (spawner,)
