@@ -7,10 +7,12 @@ builder: the engine builds a map's nodes itself.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 
 import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 Fields = Mapping[str, "bool | int | float | str"]
 
@@ -161,12 +163,7 @@ class Acs:
 def sprite(pixels: np.ndarray) -> bytes:
     """A PNG of (H, W, 4) uint8 pixels, red, green, blue, opacity, that stands on the middle of its lower edge."""
     height, width, _ = pixels.shape
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)  # 0: no filter
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)),
-        (b"grAb", struct.pack(">ii", width // 2, height)),
-        (b"IDAT", zlib.compress(rows.tobytes(), 9)),
-        (b"IEND", b""),
-    ]
-    framed = (struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in chunks)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+    anchor, content = PngInfo(), BytesIO()
+    anchor.add(b"grAb", struct.pack(">ii", width // 2, height))
+    Image.fromarray(pixels).save(content, "png", pnginfo=anchor)
+    return content.getvalue()
