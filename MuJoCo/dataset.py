@@ -20,7 +20,7 @@ otherwise, a longer episode is an error (`RATE_model.data.ends`).
 
 Returns-to-go run to the end of an episode, in units of reward; the model's spec scales them (`tasks.RETURN_SCALE`).
 Observations stay raw: in training and in acting, the model normalises them by the file's mean and standard deviation,
-which are part of its spec (`Normalisation`, `EnvironmentSpec`).
+which are part of its spec.
 """
 
 from __future__ import annotations
@@ -64,38 +64,20 @@ class DataOptions:
     data_dir: Path | None = changeable(None)
 
 
-@dataclass(frozen=True, eq=False)
-class Normalisation:
-    """Observations minus the data's mean, over the data's standard deviation (plus 1e-6)."""
-
-    mean: np.ndarray  # (observation_size,) float32
-    std: np.ndarray  # (observation_size,) float32, including the 1e-6
-
-    @classmethod
-    def of(cls, observations: np.ndarray) -> Normalisation:
-        """The statistics of observations (n, observation_size)."""
-        values = observations.astype(np.float64)
-        return cls(values.mean(axis=0).astype(np.float32), (values.std(axis=0) + STD_MARGIN).astype(np.float32))
-
-    def apply(self, observations: np.ndarray) -> np.ndarray:
-        """Normalised observations (..., observation_size) float32."""
-        return (np.asarray(observations, dtype=np.float32) - self.mean) / self.std
-
-
-def spec_of(robot: Robot, normalisation: Normalisation | None = None) -> EnvironmentSpec:
+def spec_of(robot: Robot, statistics: tuple[np.ndarray, np.ndarray] | None = None) -> EnvironmentSpec:
     """How the model sees a robot: its numbers, actions in [-1, 1].
 
     Args:
         robot: the robot.
-        normalisation: the data's observation statistics, which the model applies; None: no normalisation.
+        statistics: mean and standard deviation with which the model normalises observations; None: no normalisation.
     """
-    mean, std = (None, None) if normalisation is None else (normalisation.mean.tolist(), normalisation.std.tolist())
+    mean, std = (None, None) if statistics is None else (tuple(values.tolist()) for values in statistics)
     return EnvironmentSpec(
         observation_shape=(robot.observation_size,),
         num_actions=robot.action_size,
         continuous=True,
-        observation_mean=mean and tuple(mean),
-        observation_std=std and tuple(std),
+        observation_mean=mean,
+        observation_std=std,
         return_scale=1 / RETURN_SCALE,
     )
 
@@ -104,7 +86,8 @@ class MuJoCoFile(TrajectoryFile):
     """A trajectory file of a robot.
 
     Attributes in addition to those of `TrajectoryFile`:
-        normalisation: statistics of the observations of all whole episodes.
+        statistics: mean and standard deviation (plus 1e-6) of the observations of all whole episodes,
+            (observation_size,) float32 each.
         returns: (whole episodes,) float32, in units of reward.
 
     Raises:
@@ -128,7 +111,9 @@ class MuJoCoFile(TrajectoryFile):
             raise self._error("has no complete episode: no step is a terminal state or a timeout")
         self.returns = self.episode_returns()
         observations, _ = self.load()
-        self.normalisation = Normalisation.of(observations[: self.lengths[self.whole].sum()])
+        values = observations[: self.lengths[self.whole].sum()].astype(np.float64)
+        mean, std = values.mean(axis=0), values.std(axis=0) + STD_MARGIN
+        self.statistics = mean.astype(np.float32), std.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -138,11 +123,6 @@ class Data:
     file: MuJoCoFile
     training: WindowDataset
     validation: WindowDataset
-
-    @property
-    def normalisation(self) -> Normalisation:
-        """Statistics of the observations."""
-        return self.file.normalisation
 
 
 def open_data(task: Task, data_path: Path | None = None, data_dir: Path | None = None) -> MuJoCoFile:
@@ -183,5 +163,5 @@ def load_data(task: Task, options: DataOptions, *, size: int, fraction: float = 
                 "times --context_length). Use --windows every."
             )
     # The model sees padding on the left: as published, it is 0 after normalisation.
-    shown = {"size": size, "pad": options.pad, "blank": file.normalisation.mean}
+    shown = {"size": size, "pad": options.pad, "blank": file.statistics[0]}
     return Data(file, *split_datasets([file], everywhere, tiles, fraction=fraction, **shown))

@@ -105,7 +105,7 @@ class MuJoCo(Environment):
         """Windows that end at every step; observations are normalised by the data's statistics."""
         data_task, segments = task_of(config.task.env_id), config.segments
         data = load_data(data_task, config.data, size=segments * config.context_length)
-        sides, spec = (data.training, data.validation), spec_of(data_task.robot, data.normalisation)
+        sides, spec = (data.training, data.validation), spec_of(data_task.robot, data.file.statistics)
         return TrainingData.of_one_stage(sides, segments, spec)
 
     def name_parts(self, config: Config) -> tuple[Sequence[object], Sequence[str]]:

@@ -81,6 +81,12 @@ def make_data(options: Options, folder: Path) -> None:
             )
 
 
+def normalised(data: Data, observations: np.ndarray) -> np.ndarray:
+    """Observations (..., 17) float32 minus the data's mean, over its standard deviation."""
+    mean, std = data.file.statistics
+    return (observations - mean) / std
+
+
 def loop_over_windows(data: Data, arrays: tuple[np.ndarray, ...], indices: Sequence[int]) -> list[np.ndarray]:
     """The published way to make a batch: cut, pad and normalise one window after another, then stack them.
 
@@ -90,7 +96,7 @@ def loop_over_windows(data: Data, arrays: tuple[np.ndarray, ...], indices: Seque
     Returns:
         Observations, actions, returns-to-go, valid.
     """
-    size, normalisation = data.training.size, data.normalisation
+    size = data.training.size
     observations, actions, rewards = arrays
     rows: list[list[np.ndarray]] = [[], [], [], []]
     for index in indices:
@@ -100,7 +106,7 @@ def loop_over_windows(data: Data, arrays: tuple[np.ndarray, ...], indices: Seque
         padding = size - length
         steps = slice(start, start + length)
         rtg = np.cumsum(rewards[start:end][::-1])[::-1][:length]
-        values = normalisation.apply(observations[steps])
+        values = normalised(data, observations[steps])
         rows[0].append(np.concatenate([values, np.repeat(values[-1:], padding, axis=0)]))
         rows[1].append(np.concatenate([actions[steps], np.zeros((padding, actions.shape[1]), dtype=np.float32)]))
         rows[2].append(np.concatenate([rtg, np.zeros(padding)]))
@@ -113,7 +119,7 @@ def check(data: Data, arrays: tuple[np.ndarray, ...], indices: Sequence[int]) ->
     batch = data.training.__getitems__(indices)
     observations, actions, rtg, valid = loop_over_windows(data, arrays, indices)
     for name, ours, plain in (
-        ("observations", data.normalisation.apply(batch.observations.numpy()), observations),
+        ("observations", normalised(data, batch.observations.numpy()), observations),
         ("actions", batch.actions, actions),
         ("valid", batch.valid, valid),
     ):

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from MemoryMaze.MemoryMaze_src.simulation import IMAGE, SIZES, STEPS_PER_SECOND, Maze
+from MemoryMaze.MemoryMaze_src.simulation import IMAGE, SIZES, STEPS_PER_SECOND, VIEW_IMAGE, Maze
 from RATE_model.acting.single import SeededEnv
 from RATE_model.acting.vector import SeededVectorEnv, register_once
 from RATE_model.cli.limits import Check
@@ -31,7 +31,6 @@ MIRRORED = (NOOP, FORWARD, RIGHT, LEFT, FORWARD_RIGHT, FORWARD_LEFT)
 OBSERVATION_SHAPE = (3, IMAGE, IMAGE)
 DEFAULT_SIZE = 9
 EPISODE_STEPS = {9: 1000, 11: 2000, 13: 3000, 15: 4000}
-NUM_TARGETS = {9: 3, 11: 4, 13: 5, 15: 6}
 NAME = "Memory Maze"
 SEED_LIMIT = 2**32
 # How the model sees it.
@@ -122,7 +121,9 @@ class MemoryMazeEnv(SeededEnv):
             raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
         if self.render_mode is None:
             return None
-        return blank_picture() if self._maze is None else self._maze.view(view)
+        if self._maze is None:
+            return np.zeros((VIEW_IMAGE, VIEW_IMAGE, 3), dtype=np.uint8)
+        return self._maze.view(view)
 
     def close(self) -> None:
         """Free the maze. The next reset builds another one."""
@@ -158,13 +159,6 @@ class MemoryMazeEnv(SeededEnv):
             "targets_pos": maze.targets,
             "target_index": maze.target,
         }
-
-
-def blank_picture() -> np.ndarray:
-    """What `MemoryMazeEnv.render` returns before the first reset."""
-    from MemoryMaze.MemoryMaze_src.simulation import VIEW_IMAGE
-
-    return np.zeros((VIEW_IMAGE, VIEW_IMAGE, 3), dtype=np.uint8)
 
 
 class MemoryMazeVectorEnv(SeededVectorEnv):

@@ -19,7 +19,7 @@ from MinigridMemory.MinigridMemory_src.env import ENV_ID, SPEC, Size
 from MinigridMemory.MinigridMemory_src.evaluate import widest_cap
 from MinigridMemory.MinigridMemory_src.expert import Flaws
 from MinigridMemory.MinigridMemory_src.generate import Selection, generate
-from RATE_model.cli.limits import Count, Probability, Range, Steps
+from RATE_model.cli.limits import MAX_STEPS, Count, Probability, Range, Steps
 from RATE_model.cli.options import changeable
 from RATE_model.data.maker import DAggerOptions, DataMaker, whole_sides
 from RATE_model.data.npz import require_expert_labels
@@ -35,21 +35,13 @@ TRAINING_FRACTION = 0.9
 Preset = Literal["clean_31", "clean_41", "published_31", "published_41"]
 
 
-@dataclass(frozen=True)
-class EpisodeFilter:
-    """Which episodes a preset keeps; corridors always have random length."""
-
-    size: int
-    min_steps: int = 1
-    max_steps: int | None = None  # None: up to the time limit
-
-
+# Which episodes a preset keeps, in corridors of random length; max_steps is also limited by the time limit.
 # published_41 was collected with a flag for fixed corridors, which its collector ignored.
-PRESETS: dict[str, EpisodeFilter] = {
-    "clean_31": EpisodeFilter(31),
-    "clean_41": EpisodeFilter(41),
-    "published_31": EpisodeFilter(31, 38, 45),
-    "published_41": EpisodeFilter(41, 60, 96),
+PRESETS = {
+    "clean_31": {"size": 31, "min_steps": 1, "max_steps": MAX_STEPS},
+    "clean_41": {"size": 41, "min_steps": 1, "max_steps": MAX_STEPS},
+    "published_31": {"size": 31, "min_steps": 38, "max_steps": 45},
+    "published_41": {"size": 41, "min_steps": 60, "max_steps": 96},
 }
 
 
@@ -106,14 +98,13 @@ class DataOptions(DAggerOptions):
     def selection(self) -> Selection:
         """The preset with all overrides applied."""
         preset = PRESETS[self.preset]
-        size = preset.size if self.size is None else self.size
-        cap = widest_cap(size) if self.cap is None else self.cap
-        longest = preset.max_steps if self.max_steps is None else self.max_steps
+        chosen = preset | {name: value for name in preset if (value := getattr(self, name)) is not None}
+        cap = widest_cap(chosen["size"]) if self.cap is None else self.cap
         return Selection(
-            size=size,
+            size=chosen["size"],
             random_length=self.corridor != "fixed",
-            min_steps=preset.min_steps if self.min_steps is None else self.min_steps,
-            max_steps=cap if longest is None else min(longest, cap),
+            min_steps=chosen["min_steps"],
+            max_steps=min(chosen["max_steps"], cap),
             cap=cap,
             flaws=Flaws(noise=self.noise, wrong_arm=self.wrong_arm, guess=self.guess),
             trajectories=self.trajectories,

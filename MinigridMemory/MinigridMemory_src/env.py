@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Annotated, Any, get_args
 
@@ -54,7 +53,6 @@ DEFAULT_SIZE = 31
 PUBLISHED_CAP = 96
 REWARD_STEPS = 845
 LEAST_REWARD = 0.1
-EVALUATION_SEEDS: tuple[int, ...] = tuple(range(100))
 
 # How the model sees it. The published model had a fourth action, which denoted padding in its action table and could be
 # sampled when acting. Here the table keeps its four rows, but the head predicts three actions.
@@ -240,29 +238,6 @@ class MinigridMemoryVectorEnv(SeededVectorEnv):
 
     name = NAME
     single = MinigridMemoryEnv
-
-    def __init__(
-        self, num_envs: int = 1, sizes: int | Sequence[int] | np.ndarray = DEFAULT_SIZE, **options: Any
-    ) -> None:
-        super().__init__(num_envs, sizes, **options)
-
-    def _each(self, name: str) -> np.ndarray:
-        return np.array([getattr(maze, name) for maze in self.environments])
-
-    @property
-    def cues(self) -> np.ndarray:
-        """(B,) text, "key" or "ball": the object in each maze's room."""
-        return self._each("cue")
-
-    @property
-    def arms(self) -> np.ndarray:
-        """(B,) text, "north" or "south": the correct arm of each maze."""
-        return self._each("arm")
-
-    @property
-    def success(self) -> np.ndarray:
-        """(B,) bool: whether each episode has ended in the correct arm."""
-        return self._each("success")
 
 
 register_once(ENV_ID, f"{__name__}:MinigridMemoryEnv", f"{__name__}:MinigridMemoryVectorEnv")

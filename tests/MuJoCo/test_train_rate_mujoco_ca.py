@@ -105,7 +105,7 @@ def test_run_directory_has_all_documented_files(here, capsys):
     assert result["target_return"] == 3600 and "reset_target" not in result and result["optimizer_steps"] == 6
     file = open_data(task_of(HOPPER_MEDIUM), here / "data")
     spec = load_model(str(resolve_checkpoint(str(run)))).spec
-    assert spec == spec_of(HOPPER, file.normalisation) and spec.is_normalised
+    assert spec == spec_of(HOPPER, file.statistics) and spec.is_normalised
     assert (run / "plots" / "curves.png").stat().st_size > 1000
     assert "return_MEAN " in (printed := capsys.readouterr().out) and "normalised score" in printed
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
