@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks import common
-from MinigridMemory.MinigridMemory_src.dataset import DATA, DataOptions, load_windows
+from MinigridMemory.MinigridMemory_src.dataset import DATA, DataOptions
 from MinigridMemory.MinigridMemory_src.env import SPEC, TILE, MinigridMemoryEnv
 from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT, Mazes
 from RATE_model.acting.rollout import evaluating
@@ -97,7 +97,7 @@ def measure(options: Options) -> dict[str, Any]:
     size = config.task.segments * config.task.context_length
     with tempfile.TemporaryDirectory() as folder:
         data = DataOptions(trajectories=options.trajectories, data_dir=Path(folder))
-        training, _ = load_windows([DATA.ensure(data)], size=size)
+        training, _ = DATA.whole_windows([DATA.ensure(data)], size=size)
         batch = training.__getitems__(
             np.random.default_rng(0).permutation(len(training))[: options.batch_size].tolist()
         )

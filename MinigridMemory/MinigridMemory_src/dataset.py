@@ -10,10 +10,10 @@ their content, so different flags for the same data share a file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from MinigridMemory.MinigridMemory_src.env import ENV_ID, SPEC, Size
 from MinigridMemory.MinigridMemory_src.evaluate import widest_cap
@@ -21,16 +21,12 @@ from MinigridMemory.MinigridMemory_src.expert import Flaws
 from MinigridMemory.MinigridMemory_src.generate import Selection, generate
 from RATE_model.cli.limits import MAX_STEPS, Count, Probability, Range, Steps
 from RATE_model.cli.options import changeable
-from RATE_model.data.maker import DAggerOptions, DataMaker, whole_sides
+from RATE_model.data.maker import DAggerOptions, DataMaker
 from RATE_model.data.npz import require_expert_labels
 from RATE_model.data.trajectories import Learn
 from RATE_model.errors import UserError
 
-if TYPE_CHECKING:
-    from RATE_model.data.dataset import WindowDataset
-
 MAX_TRAJECTORIES = 200_000
-TRAINING_FRACTION = 0.9
 
 Preset = Literal["clean_31", "clean_41", "published_31", "published_41"]
 
@@ -122,6 +118,7 @@ class MinigridMemoryData(DataMaker[DataOptions]):
     prefix = "minigrid_memory"
     options = DataOptions
     spec = SPEC
+    advice = "Raise --segments or --context_length, or choose data of shorter episodes."
 
     def file_name(self, options: DataOptions) -> str:
         """A name made from the selection."""
@@ -156,19 +153,3 @@ class MinigridMemoryData(DataMaker[DataOptions]):
 
 
 DATA = MinigridMemoryData()
-
-
-def load_windows(
-    paths: Sequence[Path], *, size: int, learn: Learn = "recorded", fraction: float = TRAINING_FRACTION
-) -> tuple[WindowDataset, WindowDataset]:
-    """Training and validation datasets of all episodes of at most ``size`` steps in these files, padded to ``size``.
-
-    Skips longer episodes and prints their number.
-
-    Raises:
-        UserError: a file is missing or bad, no episode is short enough, there are too few to split, or a file lacks
-            the targets to learn.
-    """
-    advice = "Raise --segments or --context_length, or choose data of shorter episodes."
-    files = [DATA.open(path) for path in paths]
-    return whole_sides(files, size=size, advice=advice, fraction=fraction, learn=learn)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from MinigridMemory.MinigridMemory_src import evaluate as protocol
 from MinigridMemory.MinigridMemory_src import pictures
-from MinigridMemory.MinigridMemory_src.dataset import DATA, DataOptions, load_windows
+from MinigridMemory.MinigridMemory_src.dataset import DATA, DataOptions
 from MinigridMemory.MinigridMemory_src.env import (
     CUES,
     PUBLISHED_CAP,
@@ -118,7 +118,7 @@ class MinigridMemory(Environment):
     def load(self, config: Config) -> TrainingData:
         """Windows for a stage of s segments: the episodes that fit, padded; at least ten batches per stage."""
         context, most = config.context_length, config.segments
-        training, validation = load_windows(self.files(config), size=most * context, learn=config.data.learn)
+        training, validation = DATA.whole_windows(self.files(config), size=most * context, learn=config.data.learn)
         lengths, held_out = (side.windows[:, 2] for side in (training, validation))
         enough = np.sort(lengths)[min(10 * config.train.batch_size, len(lengths)) - 1]
         shortest = max(enough, held_out.min())

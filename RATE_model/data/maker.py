@@ -33,7 +33,7 @@ from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.data.npz import PATTERN, conversion_path, resolve_data
 from RATE_model.data.parts import FileOptions
 from RATE_model.data.selection import split_episodes, whole_episodes
-from RATE_model.data.trajectories import TrajectoryFile
+from RATE_model.data.trajectories import Learn, TrajectoryFile
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.locks import ensure
@@ -105,6 +105,9 @@ class DataMaker(ABC, Generic[Options]):
     pattern: ClassVar[str] = PATTERN
     # Advice for a missing or invalid file
     hint: ClassVar[str] = "Delete it, or name another --data_path; without --data_path, training makes its data."
+    # For `whole_windows`: the share of episodes to train on, and advice if none is as long as asked
+    training_fraction: ClassVar[float] = 0.9
+    advice: ClassVar[str] = "Change --segments or --context_length, or choose data of other episodes."
 
     @abstractmethod
     def file_name(self, options: Options) -> str:
@@ -269,6 +272,19 @@ class DataMaker(ABC, Generic[Options]):
             num_actions=spec.num_actions,
             hint=self.hint,
         )
+
+    def whole_windows(
+        self, paths: Sequence[Path], *, size: int, shortest: int = 1, learn: Learn = "recorded"
+    ) -> tuple[WindowDataset, WindowDataset]:
+        """Training and validation datasets of the whole episodes in these files; see `whole_sides`.
+
+        Raises:
+            UserError: a file is missing or invalid, no episode has ``shortest`` to ``size`` steps, there are too few to
+                split, or a file does not contain the targets.
+        """
+        files, advice = [self.open(path) for path in paths], self.advice.format(size=size)
+        fraction = self.training_fraction
+        return whole_sides(files, size=size, shortest=shortest, advice=advice, fraction=fraction, learn=learn)
 
     def describe(self, path: Path) -> str:
         """One line on a file's content and origin."""

@@ -10,10 +10,10 @@ as --data_path. After an interruption, the same command continues where it was.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # make the repository importable
@@ -21,7 +21,7 @@ if __name__ == "__main__":  # started as a script
 
 from RATE_model.cli.limits import Probability, Range
 from RATE_model.cli.options import changeable
-from RATE_model.data.maker import DAggerOptions, DataMaker, whole_sides
+from RATE_model.data.maker import DAggerOptions, DataMaker
 from RATE_model.data.npz import require_expert_labels
 from RATE_model.data.trajectories import Learn
 from RATE_model.errors import UserError
@@ -30,11 +30,7 @@ from VizDoom.VizDoom_src.expert import View
 from VizDoom.VizDoom_src.generate import EXPERT_VERSION, Recipe, generate
 from VizDoom.VizDoom_src.scenario import BEFORE, BUILDER_VERSION, Scenario
 
-if TYPE_CHECKING:
-    from RATE_model.data.dataset import WindowDataset
-
 MAX_EPISODES = 200_000
-TRAINING_FRACTION = 0.9
 
 
 @dataclass(frozen=True)
@@ -85,6 +81,7 @@ class VizDoomData(DataMaker[DataOptions]):
     prefix = "vizdoom"
     options = DataOptions
     spec = SPEC
+    advice = "Change one of these flags, or choose data of that length: --steps {size}."
 
     def file_name(self, options: DataOptions) -> str:
         """Named by the recipe."""
@@ -138,27 +135,6 @@ class VizDoomData(DataMaker[DataOptions]):
 
 DATA = VizDoomData()
 main = DATA.main
-
-
-def load_windows(
-    paths: Sequence[Path],
-    *,
-    size: int,
-    learn: Learn = "recorded",
-    fraction: float = TRAINING_FRACTION,
-) -> tuple["WindowDataset", "WindowDataset"]:
-    """All episodes of these files of exactly ``size`` steps: a training and a validation dataset.
-
-    As in the published loader, episodes of other lengths are left out: nothing is padded, and the returns-to-go of a
-    cut episode would include rewards after the cut. The number of episodes left out is printed.
-
-    Raises:
-        UserError: a file is missing or invalid, no episode has this length, there are too few to split, or a file does
-            not contain the targets.
-    """
-    advice = f"Change one of these flags, or choose data of that length: --steps {size}."
-    files = [DATA.open(path) for path in paths]
-    return whole_sides(files, size=size, shortest=size, advice=advice, fraction=fraction, learn=learn)
 
 
 if __name__ == "__main__":

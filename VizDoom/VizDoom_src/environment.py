@@ -23,7 +23,7 @@ from RATE_model.training.curriculum import parse_stages
 from VizDoom.VizDoom_src import evaluate as protocol
 from VizDoom.VizDoom_src import pictures
 from VizDoom.VizDoom_src.baselines import play_baselines
-from VizDoom.VizDoom_src.dataset import DATA, DataOptions, load_windows
+from VizDoom.VizDoom_src.dataset import DATA, DataOptions
 from VizDoom.VizDoom_src.engine import describe_graphics, vizdoom
 from VizDoom.VizDoom_src.env import (
     MIRRORED,
@@ -140,10 +140,15 @@ class ViZDoomTwoColors(Environment):
         vizdoom()
 
     def load(self, config: Config) -> TrainingData:
-        """Whole episodes; in earlier stages, their first segments."""
+        """Whole episodes; in earlier stages, their first segments.
+
+        As in the published loader, episodes of other lengths are left out: nothing is padded, and the returns-to-go of
+        a cut episode would include rewards after the cut.
+        """
         task, context = config.task, config.context_length
         whole = config.segments * context
-        training, validation = load_windows(self.files(config), size=whole, learn=config.data.learn)
+        files, learn = self.files(config), config.data.learn
+        training, validation = DATA.whole_windows(files, size=whole, shortest=whole, learn=learn)
         return TrainingData(
             lambda segments: (training.cut_to(segments * context), validation.cut_to(segments * context)),
             [config.segments],

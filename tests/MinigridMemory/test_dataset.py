@@ -11,7 +11,6 @@ from MinigridMemory.MinigridMemory_src.dataset import (
     DATA,
     PRESETS,
     DataOptions,
-    load_windows,
 )
 from MinigridMemory.MinigridMemory_src.env import MinigridMemoryEnv
 from MinigridMemory.MinigridMemory_src.generate import FIRST_SEED, generate
@@ -196,7 +195,7 @@ def test_existing_files_stay_and_unwritable_folders_are_reported(small, tmp_path
 def test_windows_are_episodes_split_once(small, capsys):
     paths = [DATA.ensure(small())]
     capsys.readouterr()
-    training, validation = load_windows(paths, size=20)
+    training, validation = DATA.whole_windows(paths, size=20)
     assert (len(training), len(validation)) == (37, 4) and capsys.readouterr().out == ""
     batch = training.__getitems__(range(37))
     assert batch.actions.shape == batch.observations.index.shape == (37, 20)
@@ -210,7 +209,7 @@ def test_windows_are_episodes_split_once(small, capsys):
     assert ((batch.rtg > 0.9) == batch.valid).all()
     rows = [{tuple(row) for row in part.windows.tolist()} for part in (training, validation)]
     assert not rows[0] & rows[1]
-    again = load_windows(paths, size=15)[1]
+    again = DATA.whole_windows(paths, size=15)[1]
     assert {tuple(row) for row in again.windows.tolist()} == rows[1]
 
 
@@ -219,17 +218,17 @@ def test_long_episodes_are_left_out_and_counted(small, capsys):
     capsys.readouterr()
     lengths = DATA.open(paths[0]).lengths
     long = int((lengths > 10).sum())
-    training, validation = load_windows(paths, size=10)
+    training, validation = DATA.whole_windows(paths, size=10)
     assert len(training) + len(validation) == 41 - long
     printed = capsys.readouterr().out
     assert f"{long} of 41 episodes are left out" in printed and "not at most 10 (--segments times" in printed
     with pytest.raises(UserError) as error:
-        load_windows(paths, size=5)
+        DATA.whole_windows(paths, size=5)
     for part in ("nothing to train on", "none of 41 episodes has at most 5 steps", "7 to 13", "--segments"):
         assert part in str(error.value)
     # All episodes of a second file may be too long.
     other = [DATA.ensure(small(size=21, min_steps=20))]
-    training, validation = load_windows([*paths, *other], size=14)
+    training, validation = DATA.whole_windows([*paths, *other], size=14)
     assert len(training) + len(validation) == 41 and "41 of 82 episodes" in capsys.readouterr().out
 
 
@@ -282,10 +281,10 @@ def test_published_files_are_converted_once(small, tmp_path, capsys, floats):
     first = file.read(0, 1)[0][0]
     np.testing.assert_array_equal(first, MinigridMemoryEnv(9).reset(seed=0)[0])
     assert DATA.ensure(options) == path and capsys.readouterr().out == ""
-    training, validation = load_windows([path], size=96)
+    training, validation = DATA.whole_windows([path], size=96)
     assert len(training) == 11 and len(validation) == 1
     with pytest.raises(UserError, match="at most 2 steps"):  # the published loader silently dropped them
-        load_windows([path], size=2)
+        DATA.whole_windows([path], size=2)
 
 
 def test_given_data_is_read_or_refused(small, tmp_path):
@@ -309,4 +308,4 @@ def test_given_data_is_read_or_refused(small, tmp_path):
         DATA.ensure(small(data_path=unusable))
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(UserError, match="training makes its data"):
-        load_windows([path], size=20)
+        DATA.whole_windows([path], size=20)

@@ -17,7 +17,7 @@ from RATE_model.data.parts import _is_done as is_done
 from RATE_model.errors import UserError
 from VizDoom.VizDoom_src import dataset
 from VizDoom.VizDoom_src import generate as generating
-from VizDoom.VizDoom_src.dataset import DATA, DataOptions, load_windows, main
+from VizDoom.VizDoom_src.dataset import DATA, DataOptions, main
 from VizDoom.VizDoom_src.expert import PerturbedExpert
 from VizDoom.VizDoom_src.generate import Recipe, generate, job_of
 from VizDoom.VizDoom_src.scenario import Scenario
@@ -215,16 +215,16 @@ def test_published_files_are_converted_and_loaded(tmp_path, capsys):
     stamp = path.stat().st_mtime_ns
     assert DATA.ensure(options) == path and path.stat().st_mtime_ns == stamp
     capsys.readouterr()
-    training, validation = load_windows([path], size=6)
+    training, validation = DATA.whole_windows([path], size=6, shortest=6)
     assert "2 of 12 episodes are left out: they have 4 to 9 steps, not 6" in capsys.readouterr().out
     assert len(training) + len(validation) == 10
     batch = training.__getitems__([0])
     assert batch.observations.shape == (1, 6, 3, 64, 112) and batch.valid.all()
     np.testing.assert_allclose(batch.rtg[0, 0], arrays["rewards"][:6].sum(), rtol=1e-6)
     with pytest.raises(UserError, match=r"none of 12 episodes has 90 steps \(--segments times --context_length\)"):
-        load_windows([path], size=90)
+        DATA.whole_windows([path], size=90, shortest=90)
     with pytest.raises(UserError, match=r"no 'infos/expert_action'.*--learn recorded"):
-        load_windows([path], size=6, learn="expert")
+        DATA.whole_windows([path], size=6, shortest=6, learn="expert")
     with pytest.raises(
         UserError, match=r"^--learn expert: the files in --data_path .*iterative_data' have only the recorded actions"
     ):
@@ -261,10 +261,10 @@ def test_given_data_is_read_or_refused(tmp_path):
         with pytest.raises(UserError, match=f"--data_path .*{message}"):
             DATA.ensure(DataOptions(data_path=bad))
     with pytest.raises(UserError, match="none of 10 episodes has 90 steps.*have 12 to 12.*--steps 90"):
-        load_windows([path], size=90)
+        DATA.whole_windows([path], size=90, shortest=90)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(UserError, match="training makes its data"):
-        load_windows([path], size=12)
+        DATA.whole_windows([path], size=12, shortest=12)
 
 
 def test_data_of_another_scenario_is_refused(tmp_path):

@@ -35,7 +35,7 @@ from tests.interruptions import (
 )
 from tests.vizdoom_runs import BATCHES_PER_EPOCH, NO_EVALUATION, TINY, only_run, places, train
 from VizDoom.VizDoom_src import train_vizdoom
-from VizDoom.VizDoom_src.dataset import DATA, load_windows
+from VizDoom.VizDoom_src.dataset import DATA
 from VizDoom.VizDoom_src.engine import BUTTONS, Surroundings
 from VizDoom.VizDoom_src.env import MIRRORED, SPEC
 from VizDoom.VizDoom_src.environment import ENVIRONMENT
@@ -154,7 +154,7 @@ def test_flags_determine_the_game():
 
 def test_images_stay_uint8_until_the_model(data):
     config = ENVIRONMENT.read_config([*TINY, *data])
-    training, validation = load_windows([DATA.ensure(config.data)], size=6)
+    training, validation = DATA.whole_windows([DATA.ensure(config.data)], size=6, shortest=6)
     assert (len(training), len(validation)) == (18, 2)
     assert training.__getitems__([0, 1]).observations.dtype == torch.uint8
 
@@ -171,7 +171,7 @@ def test_learn_flag_selects_the_targets(tmp_path):
 
 def test_every_image_of_a_batch_is_encoded_once(data):
     config = ENVIRONMENT.read_config([*TINY, *data])
-    batch = load_windows([DATA.ensure(config.data)], size=6)[0].__getitems__([0, 1, 2])
+    batch = DATA.whole_windows([DATA.ensure(config.data)], size=6, shortest=6)[0].__getitems__([0, 1, 2])
     model, encoded = Agent(config.agent_config(), SPEC), []
     model.encoder.observation.register_forward_pre_hook(lambda module, inputs: encoded.append(len(inputs[0])))
     model(batch.observations, batch.actions, batch.rtg, batch.valid)

@@ -11,7 +11,7 @@ import torch
 
 from MemoryMaze.MemoryMaze_src.privileged import PrivilegedRecorder
 from MinigridMemory.MinigridMemory_src import generate
-from MinigridMemory.MinigridMemory_src.dataset import DATA, DataOptions, load_windows
+from MinigridMemory.MinigridMemory_src.dataset import DATA, DataOptions
 from MinigridMemory.MinigridMemory_src.env import SPEC
 from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT
 from RATE_model.acting import driver as module
@@ -61,7 +61,7 @@ def test_an_agent_drives_and_the_expert_labels(run, tmp_path):
     again = make(options, tmp_path / "again.h5")
     with DATA.open(tmp_path / "driven.h5") as first, DATA.open(again) as second:
         assert np.array_equal(first.actions, second.actions)
-    training, validation = load_windows([tmp_path / "played.h5", again], size=96, learn="expert")
+    training, validation = DATA.whole_windows([tmp_path / "played.h5", again], size=96, learn="expert")
     assert {0, 1} == set(training.windows[:, 0]) and len(training) + len(validation) > 12
 
 
