@@ -2,7 +2,7 @@
 
     Breakout   predicts where the ball comes down and moves the paddle there, considering its inertia
     Pong       the same; whenever the ball turns towards it, it tries which part of the paddle should hit it
-    any other  tries random plans and follows the best (`planner.py`)
+    any other  tries random plans and follows the best
 
 The addresses in memory, and how far a held button moves a paddle, were measured in the emulator; Anand et al. 2019
 (arXiv 1906.08226) list annotated memory cells of Atari games.
@@ -14,16 +14,53 @@ actions are a function of its generator and the game. Trying actions assumes tha
 from __future__ import annotations
 
 import operator
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import numpy as np
 
 from Atari.console import Console
 from Atari.env import AtariEnv
 from Atari.games import Game
-from Atari.planner import Planner
-from Atari.player import ScriptedPlayer
 
 EXPERT_VERSION = 1  # raise it if a seed gives different actions: data of other versions is not reused
+
+
+class ScriptedPlayer(ABC):
+    """A player of one game at a time.
+
+    Attributes:
+        description: a few words on how it plays.
+
+    Args:
+        generator: for all its random choices.
+        noise: probability of a random action at each step.
+    """
+
+    description: ClassVar[str]
+
+    def __init__(self, generator: np.random.Generator, noise: float = 0.0) -> None:
+        self._generator = generator
+        self._noise = noise
+
+    @abstractmethod
+    def reset(self, env: AtariEnv) -> None:
+        """Begin an episode in an environment that was just reset."""
+
+    def act(self, env: AtariEnv) -> int:
+        """The next action; leaves the environment's game unchanged."""
+        random = self._generator.random() < self._noise
+        action = int(self._generator.integers(env.game.actions)) if random else self._choose(env.console)
+        self._took(action)
+        return action
+
+    @abstractmethod
+    def _choose(self, console: Console) -> int:
+        """The action without noise."""
+
+    @abstractmethod
+    def _took(self, action: int) -> None:
+        """Record the action taken, chosen or random."""
 
 
 class BreakoutPlayer(ScriptedPlayer):
@@ -168,6 +205,77 @@ class PongPlayer(ScriptedPlayer):
     def _position(self, memory: np.ndarray) -> tuple[int, int]:
         """The ball's column and row; column 0: no ball."""
         return int(memory[self.BALL_COLUMN]), int(memory[self.BALL_ROW])
+
+
+class Planner(ScriptedPlayer):
+    """Tries random plans in the emulator and follows the best (random shooting), in any game.
+
+    A plan has the buttons for the next ``HORIZON`` decisions, each for a few decisions in a row, because single presses
+    achieve little. Its value is the points that it earns, minus ``LIFE`` for every lost life; later ones count less.
+    Points count by their logarithm: a rare bonus of thousands is worth a detour, but not a life. After ``FOLLOWED``
+    decisions, or after any other action, new plans are drawn; the rest of the old plan is one of them, so a good plan
+    is kept.
+    """
+
+    description = "random shooting with the emulator's states"
+    PLANS = 16
+    HORIZON = 30  # decisions
+    HELD = (3, 9)  # decisions in a row for which a button is held, least and most
+    FOLLOWED = 3
+    DISCOUNT = 0.97  # per decision
+    LIFE = 5.0  # in points
+
+    def reset(self, env: AtariEnv) -> None:
+        """Forget the plan."""
+        self._actions = env.game.actions
+        self._plan = np.zeros(0, dtype=np.int64)
+        self._done = 0  # decisions of the plan
+
+    def _choose(self, console: Console) -> int:
+        if self._done % self.FOLLOWED == 0:
+            self._plan = self._best(console)
+        return int(self._plan[0])
+
+    def _took(self, action: int) -> None:
+        if len(self._plan) and action == self._plan[0]:
+            self._plan, self._done = self._plan[1:], self._done + 1
+        else:
+            self._plan, self._done = self._plan[:0], 0
+
+    def _best(self, console: Console) -> np.ndarray:
+        """The best of new plans and the rest of the old one, (HORIZON,) int64."""
+        plans = self._drawn(self.PLANS)
+        if len(self._plan):
+            plans[0, : len(self._plan)] = self._plan
+        state = console.save()
+        values = []
+        for plan in plans.tolist():
+            values.append(self._value(console, plan))
+            console.restore(state)
+        return plans[int(np.argmax(values))]
+
+    def _drawn(self, count: int) -> np.ndarray:
+        """Random plans, (count, HORIZON) int64."""
+        least, most = self.HELD
+        most_parts = -(-self.HORIZON // least)
+        lengths = self._generator.integers(least, most + 1, (count, most_parts))
+        starts = np.cumsum(lengths, axis=1)
+        part = (np.arange(self.HORIZON)[:, None] >= starts[:, None]).sum(axis=2)
+        return np.take_along_axis(self._generator.integers(self._actions, size=(count, most_parts)), part, axis=1)
+
+    def _value(self, console: Console, plan: list[int]) -> float:
+        """The value of a plan; changes the console's state."""
+        value, weight, lives = 0.0, 1.0, console.lives
+        for action in plan:
+            points = console.simulate(action)
+            if points:
+                value += weight * float(np.sign(points) * (1 + np.log1p(abs(points)) / 4))
+            left = console.lives
+            if console.over:
+                return value - weight * self.LIFE
+            value -= weight * self.LIFE * max(0, lives - left)
+            lives, weight = left, weight * self.DISCOUNT
+        return value
 
 
 def reflected(position: float, low: float, high: float) -> float:

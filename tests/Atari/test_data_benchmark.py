@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("ale_py")
 
+from Atari.experts import Planner
 from Atari.games import GAMES
-from Atari.planner import Planner
 from benchmarks import atari_data
 
 

@@ -6,9 +6,8 @@ import pytest
 pytest.importorskip("ale_py")
 
 from Atari.env import AtariEnv
-from Atari.experts import BreakoutPlayer, PongPlayer, expert, plans, player_class, reflected
+from Atari.experts import BreakoutPlayer, Planner, PongPlayer, expert, plans, player_class, reflected
 from Atari.games import GAMES
-from Atari.planner import Planner
 
 
 def episode(env, noise=0.0, steps=500, seed=0):
