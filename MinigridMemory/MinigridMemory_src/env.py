@@ -27,13 +27,13 @@ published system (``layouts="published"``), which makes different mazes from the
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from types import ModuleType
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 
-from MinigridMemory.MinigridMemory_src.layouts import Layouts, PublishedDraws
 from RATE_model.acting.single import SeededEnv
 from RATE_model.acting.vector import SeededVectorEnv, register_once
 from RATE_model.cli.limits import Check
@@ -84,6 +84,9 @@ def check_size(size: int, *, flag: str = "size") -> None:
         raise UserError(f"--{flag} {size}: the size of a maze must be odd and {MIN_SIZE} to {MAX_SIZE}")
 
 
+# Where layouts come from. own: the generator of the installed Minigrid; published: that of gym 0.18.3 and gym-minigrid
+# 1.0.2. The same seed gives different mazes.
+Layouts = Literal["own", "published"]
 Size = Annotated[int, Check(check_size)]
 Sizes = Annotated[tuple[int, ...], Check(check_size)]
 
@@ -139,7 +142,7 @@ class MinigridMemoryEnv(SeededEnv):
         size: rows and columns of the grid; odd, 7 to 2001.
         random_length: draw the end of the corridor; False: use all columns.
         max_steps: steps until truncation.
-        layouts: "own" or "published"; see `layouts.py`.
+        layouts: "own" or "published"; see `Layouts`.
         render_mode: None, or "rgb_array" for `render`.
 
     Raises:
@@ -228,6 +231,25 @@ class MinigridMemoryEnv(SeededEnv):
 
     def _info(self) -> dict[str, bool]:
         return {"success": self.success}
+
+
+class PublishedDraws:
+    """The random numbers of gym 0.18.3 for a seed, behind the interface that Minigrid uses.
+
+    gym hashed the seed and seeded NumPy's legacy generator with the words of the hash. Minigrid still draws in the
+    order of gym-minigrid 1.0.2: the corridor's end (if random), the agent's column, the cue, the fork's objects.
+
+    Args:
+        seed: at least 0.
+    """
+
+    def __init__(self, seed: int) -> None:
+        low, high = np.frombuffer(hashlib.sha512(str(seed).encode()).digest()[:8], dtype="<u4").tolist()
+        self._generator = np.random.RandomState([low, high] if high else [low])
+
+    def integers(self, low: int, high: int) -> int:
+        """A random integer from `low` to `high` - 1."""
+        return int(self._generator.randint(low, high, dtype=np.int64))
 
 
 class MinigridMemoryVectorEnv(SeededVectorEnv):

@@ -16,13 +16,13 @@ from MinigridMemory.MinigridMemory_src.env import (
     CUES,
     PUBLISHED_CAP,
     SPEC,
+    Layouts,
     MinigridMemoryEnv,
     MinigridMemoryVectorEnv,
     Sizes,
     minigrid_package,
 )
 from MinigridMemory.MinigridMemory_src.generate import FIRST_SEED
-from MinigridMemory.MinigridMemory_src.layouts import Layouts
 from RATE_model.acting.rollout import Episodes
 from RATE_model.agent import Agent
 from RATE_model.cli.limits import Steps

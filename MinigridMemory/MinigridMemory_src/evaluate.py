@@ -10,9 +10,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from MinigridMemory.MinigridMemory_src.env import PUBLISHED_CAP, expert_cap
+from MinigridMemory.MinigridMemory_src.env import PUBLISHED_CAP, Layouts, expert_cap
 from MinigridMemory.MinigridMemory_src.expert import expert_episodes
-from MinigridMemory.MinigridMemory_src.layouts import Layouts
 from RATE_model.acting.rollout import Episodes
 
 # Sizes during training and at its end (published), and beyond.

@@ -20,10 +20,10 @@ from MinigridMemory.MinigridMemory_src.env import (
     NUM_ACTIONS,
     RIGHT,
     VIEW,
+    Layouts,
     MinigridMemoryEnv,
     expert_cap,
 )
-from MinigridMemory.MinigridMemory_src.layouts import Layouts
 from RATE_model.errors import UserError
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def expert_episodes(
         random_length: draw the ends of the corridors.
         max_steps: time limit; None: `expert_cap`, which always suffices for a flawless expert.
         flaws: flaws of the expert; None: a flawless one.
-        layouts: "own" or "published"; see `layouts.py`.
+        layouts: "own" or "published"; see `env.Layouts`.
 
     Returns:
         returns, lengths and last rewards, (E,) each. A last reward above 0 is a success.
