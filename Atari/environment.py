@@ -118,6 +118,7 @@ class Atari(Environment):
     aliases = {"num_mem_tokens": "nmt", "save_path": "output_dir"}
     data_seeds = range(FIRST_DATA_SEED, 2**31)
     first_seed = 2**31
+    packages = staticmethod(ale_py)
     curves = ("train_loss", "train_accuracy", "eval_return")
 
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
@@ -136,10 +137,6 @@ class Atari(Environment):
     def name_parts(self, config: Config) -> tuple[Sequence[object], Sequence[str]]:
         """Includes the game."""
         return (config.game.name, *config.model.name_parts), ("game",)
-
-    def check_packages(self) -> None:
-        """Raise a UserError without the package ale-py."""
-        ale_py()
 
     def make(self, case: object, options: Play, *, render_mode: str | None = None) -> AtariEnv:
         """One game."""

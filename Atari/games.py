@@ -16,6 +16,7 @@ import numpy as np
 
 from RATE_model.cli.limits import Check
 from RATE_model.errors import UserError
+from RATE_model.system.packages import extra, needed
 
 Returns = TypeVar("Returns", float, np.ndarray)
 
@@ -86,10 +87,7 @@ GameName = Annotated[str, Check(game)]
 
 def ale_py() -> ModuleType:
     """The package ale-py, with its output silenced. Raises UserError if it is missing."""
-    try:
-        package = importlib.import_module("ale_py")
-    except ImportError as error:
-        raise UserError("Atari games need the package ale-py: pip install -c constraints.txt -e '.[atari]'") from error
+    package = needed("Atari games need the package ale-py", "ale_py", install=extra("atari"))
     package.ALEInterface.setLoggerMode(package.LoggerMode.Error)
     return package
 

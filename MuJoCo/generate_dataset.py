@@ -38,6 +38,7 @@ from RATE_model.data.policies import PolicyData
 from RATE_model.data.ppo import NUM_ENVIRONMENTS, ROUND_STEPS, PPOTraining
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.system.locks import making
+from RATE_model.system.packages import extra
 
 SCRIPT = "python3 MuJoCo/generate_dataset.py"
 
@@ -59,7 +60,7 @@ def training_of(robot: Robot, seed: int = 0, round_steps: int = ROUND_STEPS) -> 
         round_steps=round_steps,
         log_std_init=_LOG_STD[robot.name],
         about={"robot": robot.name},
-        install="pip install -c constraints.txt -e '.[mujoco]'",
+        install=extra("mujoco"),
     )
 
 

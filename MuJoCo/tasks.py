@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import warnings
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 
 from RATE_model.cli.limits import Check
 from RATE_model.errors import UserError
+from RATE_model.system.packages import extra, needed
 
 if TYPE_CHECKING:
     import gymnasium
@@ -131,11 +131,9 @@ def make_environment(robot: Robot, version: Version = "v4", **rendering: Any) ->
     ``rendering`` is passed to `gymnasium.make`: render_mode, width, height, camera_name.
     """
     try:
-        mujoco = importlib.import_module("mujoco")
-    except ImportError as error:
-        raise UserError(
-            f"{robot.environment_id(version)} needs MuJoCo: pip install -c constraints.txt -e '.[mujoco]'"
-        ) from error
+        mujoco = needed(f"{robot.environment_id(version)} needs MuJoCo", "mujoco", install=extra("mujoco"))
+    except UserError:
+        raise
     except Exception as error:  # it loads the backend named by MUJOCO_GL, whose absence raises various errors
         backend = os.environ.get("MUJOCO_GL")
         raise UserError(f"MuJoCo cannot be loaded with MUJOCO_GL={backend} ({error}): unset MUJOCO_GL") from error

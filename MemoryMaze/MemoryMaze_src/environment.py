@@ -94,10 +94,7 @@ class MemoryMaze(Environment):
     episode_counts = range(1, protocol.MAX_EPISODES + 1)
     data_seeds = range(FIRST_DATA_SEED, SEED_LIMIT)
     bookkeeping = ("random", "player")
-
-    def check_packages(self) -> None:
-        """Raise a UserError without the package memory-maze."""
-        check_installed()
+    packages = staticmethod(check_installed)
 
     def load(self, config: Config) -> TrainingData:
         """Windows as long as a trajectory. There is one stage, with all segments."""

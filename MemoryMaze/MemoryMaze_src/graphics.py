@@ -15,10 +15,10 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from RATE_model.errors import UserError
-from RATE_model.system import offscreen
+from RATE_model.system import offscreen, packages
 
 VARIABLE = "MUJOCO_GL"
-INSTALL_HINT = "pip install -c constraints.txt -e '.[memory-maze]'"
+INSTALL_HINT = packages.extra("memory-maze")
 if sys.version_info >= (3, 13):
     INSTALL_HINT += " with Python 3.11 or 3.12 (labmaze, which it needs, has no wheels for later ones)"
 

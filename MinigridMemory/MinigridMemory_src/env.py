@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from types import ModuleType
 from typing import Annotated, Any, Literal, get_args
 
@@ -39,6 +38,7 @@ from RATE_model.acting.vector import SeededVectorEnv, register_once
 from RATE_model.cli.limits import Check
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
+from RATE_model.system.packages import extra, needed
 
 NAME = "Minigrid-Memory"
 ENV_ID = "MinigridMemory-v0"
@@ -113,16 +113,9 @@ def _frame(view: bytes) -> np.ndarray:
 
 def minigrid_package() -> ModuleType:
     """The module of the maze, imported when the first maze is built."""
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it draws without a window, so skip the greeting
-    try:
-        import minigrid.core.grid
-        import minigrid.core.world_object
-        import minigrid.envs.memory
-    except ImportError as error:
-        raise UserError(
-            f"Minigrid-Memory needs the package minigrid ({error}): pip install -c constraints.txt -e '.[minigrid]'"
-        ) from error
-    return minigrid
+    modules = ("minigrid", "minigrid.core.grid", "minigrid.core.world_object", "minigrid.envs.memory")
+    sentence = "Minigrid-Memory needs the package minigrid"
+    return needed(sentence, *modules, install=extra("minigrid"), with_reason=True)
 
 
 class MinigridMemoryEnv(SeededEnv):

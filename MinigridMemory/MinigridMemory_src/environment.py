@@ -110,10 +110,7 @@ class MinigridMemory(Environment):
     data_seeds = range(FIRST_SEED, 2**31)
     twins = ("cue", CUES)
     outcome = "success"
-
-    def check_packages(self) -> None:
-        """Raise a UserError without the package minigrid."""
-        minigrid_package()
+    packages = staticmethod(minigrid_package)
 
     def load(self, config: Config) -> TrainingData:
         """Windows for a stage of s segments: the episodes that fit, padded; at least ten batches per stage."""

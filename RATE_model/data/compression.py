@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import h5py
 
-from RATE_model.errors import UserError
+from RATE_model.system.packages import needed
 
 ZSTD_FILTER = 32015  # id of the zstd filter in the HDF5 registry
 ZSTD_LEVEL = 3
@@ -20,10 +19,7 @@ def zstd(purpose: str, level: int) -> dict[str, Any]:
 
 def hdf5plugin(purpose: str) -> Any:
     """The package with the zstd filter. If it is missing, raises `UserError` starting with ``purpose``."""
-    try:
-        return importlib.import_module("hdf5plugin")
-    except ImportError as error:
-        raise UserError(f"{purpose} needs the package hdf5plugin: pip install hdf5plugin") from error
+    return needed(f"{purpose} needs the package hdf5plugin", "hdf5plugin", install="pip install hdf5plugin")
 
 
 def uses_zstd(item: h5py.Dataset | h5py.Group) -> bool:

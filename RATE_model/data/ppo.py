@@ -9,7 +9,6 @@ that was stopped, or is to be longer, gives the policies of one that was never i
 
 from __future__ import annotations
 
-import importlib
 import io
 import pickle
 import warnings
@@ -25,6 +24,7 @@ from RATE_model.acting.rollout import torch_threads
 from RATE_model.errors import UserError
 from RATE_model.system.atomic import atomic_write_bytes
 from RATE_model.system.locks import exclusive
+from RATE_model.system.packages import needed
 
 if TYPE_CHECKING:
     import gymnasium
@@ -151,10 +151,8 @@ class _Rounds:
     """A training, one round at a time."""
 
     def __init__(self, training: PPOTraining) -> None:
-        try:
-            ppo = importlib.import_module("stable_baselines3").PPO
-        except ImportError as error:
-            raise UserError(f"training policies needs stable-baselines3: {training.install}") from error
+        sentence = "training policies needs stable-baselines3"
+        ppo = needed(sentence, "stable_baselines3", install=training.install).PPO
         from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
         self.seed, self.round_steps, self.steps = training.seed, training.round_steps, 0

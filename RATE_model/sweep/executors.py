@@ -10,6 +10,7 @@ from RATE_model.errors import UserError
 from RATE_model.sweep.attempt import Attempt, end_with_parent
 from RATE_model.sweep.commands import Job
 from RATE_model.sweep.folder import Sweep
+from RATE_model.system.packages import extra, needed
 
 MAX_ATTEMPTS = 20
 """Maximum attempts per call at a job that keeps being killed."""
@@ -77,12 +78,8 @@ def submit(
     Raises:
         UserError: submitit or SLURM is missing, or SLURM refuses the settings.
     """
-    try:
-        import submitit
-    except ImportError:
-        raise UserError(
-            "--executor slurm: submitit is missing; install it with: pip install -c constraints.txt -e '.[cluster]'"
-        ) from None
+    sentence = "--executor slurm: submitit is missing; install it with"
+    submitit = needed(sentence, "submitit", install=extra("cluster"))
     logs = sweep.folder / "slurm"
 
     def is_queued(job: Job) -> bool:

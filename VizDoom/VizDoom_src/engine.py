@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from RATE_model.errors import UserError
+from RATE_model.system.packages import extra, needed
 from VizDoom.VizDoom_src.graphics import ensure_graphics
 from VizDoom.VizDoom_src.launcher import launcher
 from VizDoom.VizDoom_src.scenario import CLEAR_MAPS, GREEN, RED, TICS_PER_STEP, Scenario, ensure_scenario
@@ -43,14 +43,8 @@ class Surroundings:
 
 def vizdoom() -> ModuleType:
     """The package vizdoom, imported when the first engine starts. Raises UserError if it is missing."""
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    try:
-        import vizdoom as package
-    except ImportError as error:
-        raise UserError(
-            f"ViZDoom-Two-Colors needs the package vizdoom ({error}): pip install -c constraints.txt -e '.[vizdoom]'"
-        ) from error
-    return package
+    sentence = "ViZDoom-Two-Colors needs the package vizdoom"
+    return needed(sentence, "vizdoom", install=extra("vizdoom"), with_reason=True)
 
 
 def pictures_of(scenario: Scenario) -> dict[str, Any]:

@@ -116,6 +116,7 @@ class ViZDoomTwoColors(Environment):
     # More would not use more cores, and every engine takes about 20 MB.
     max_environments = 50
     twins = ("is_red", (True, False))
+    packages = staticmethod(vizdoom)
 
     def read_config(self, argv: Sequence[str] | None = None) -> Config:
         """The run's record includes the graphics."""
@@ -134,10 +135,6 @@ class ViZDoomTwoColors(Environment):
         super().check(config)
         if config.task.online_inference or config.task.last_inference:
             ensure_graphics(config.data.scenario)
-
-    def check_packages(self) -> None:
-        """Raise a UserError without the package vizdoom."""
-        vizdoom()
 
     def load(self, config: Config) -> TrainingData:
         """Whole episodes; in earlier stages, their first segments.

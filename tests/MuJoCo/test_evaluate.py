@@ -181,7 +181,7 @@ def test_missing_rendering_library_is_reported(monkeypatch):
         raise AttributeError("'NoneType' object has no attribute 'glGetError'")
 
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
-    monkeypatch.setattr("MuJoCo.tasks.importlib.import_module", fail)
+    monkeypatch.setattr("importlib.import_module", fail)
     with pytest.raises(UserError, match="MUJOCO_GL=osmesa .*unset MUJOCO_GL"):
         make_environment(HOPPER)
 
