@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -24,7 +23,6 @@ from MinigridMemory.MinigridMemory_src.env import (
 )
 from MinigridMemory.MinigridMemory_src.generate import FIRST_SEED
 from RATE_model.acting.rollout import Episodes
-from RATE_model.agent import Agent
 from RATE_model.cli.limits import Steps
 from RATE_model.cli.options import Boolean, changeable
 from RATE_model.cli.settings import CurriculumOptions, ExperimentConfig, PlayOptions, SegmentOptions
@@ -107,9 +105,11 @@ class MinigridMemory(Environment):
     before = {"learn": "recorded", "layouts": "own", "episode_timeout": PUBLISHED_CAP}
     solved_metric = "train_last_acc"
     axis = "size"
+    axis_label = "size of the maze"
     data_seeds = range(FIRST_SEED, 2**31)
     twins = ("cue", CUES)
     outcome = "success"
+    chance_rate = 0.5  # one of the two arms is right
     packages = staticmethod(minigrid_package)
 
     def load(self, config: Config) -> TrainingData:
@@ -149,10 +149,6 @@ class MinigridMemory(Environment):
     def horizons(self, case: int, options: Mazes) -> tuple[int, ...]:
         """From the last sight of the cue to the turn at the fork, for every possible end of the corridor."""
         return self.make(case, options).horizons
-
-    def chance(self, case: int, evaluation: Evaluation) -> float:
-        """One of the two arms is correct."""
-        return 0.5
 
     def outcomes(self, case: int, episodes: Episodes, evaluation: Evaluation) -> np.ndarray:
         """Success within the expert's cap, as walking speed says nothing about memory."""
@@ -214,10 +210,10 @@ class MinigridMemory(Environment):
         caps = {"": f"within {task.episode_timeout} steps", "_expert_cap": ""}
         return {f"{name}{cap}": said for name in names for cap, said in caps.items()}
 
-    def draw_run(self, directory: Path, agent: Agent, config: Config, result: Mapping[str, Any]) -> None:
-        """Curves, and success by size under both caps."""
-        super().draw_run(directory, agent, config, result)
-        pictures.draw_run(directory, result, cap=config.task.episode_timeout)
+    def success_lines(self, config: Config) -> Mapping[str, str]:
+        """Success by size under both caps."""
+        name, cap = "FINAL_Success_rate_l_{}", config.task.episode_timeout
+        return {"success, expert's cap": f"{name}_expert_cap", f"success, {cap} steps": name}
 
     def draw(self, folder: Path, evaluation: Evaluation) -> Sequence[Path]:
         """Success by size with and without memory, and the expert's success."""

@@ -1,39 +1,15 @@
 """Pictures of what a model does in Minigrid-Memory: success by size, with and without its memory, and videos."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from MinigridMemory.MinigridMemory_src.env import PUBLISHED_CAP
 from MinigridMemory.MinigridMemory_src.evaluate import SizeResult, expert_play, widest_cap
 from RATE_model.acting.video import with_caption
 from RATE_model.environments.contract import Evaluation
 from RATE_model.plots import plot_success_by_length
-from RATE_model.plots.success import rates_by_case
-
-SIZE = "size of the maze"
-
-
-def draw_run(directory: Path, result: Mapping[str, float], *, cap: int = PUBLISHED_CAP) -> list[Path]:
-    """Draw success by size of a finished run in its plots/, if it was evaluated.
-
-    Args:
-        directory: the run's directory.
-        result: its last evaluation.
-        cap: the cap in steps for the published names.
-
-    Returns:
-        Paths of the PNGs.
-    """
-    name = "FINAL_Success_rate_l_{}"
-    wide, capped = rates_by_case(result, f"{name}_expert_cap"), rates_by_case(result, name)
-    lines = {"success, expert's cap": wide, f"success, {cap} steps": capped}
-    if not any(lines.values()):
-        return []
-    path = directory / "plots" / "success_by_size.png"
-    return [plot_success_by_length(lines, path, xlabel=SIZE, title=directory.name)]
 
 
 def success_curve(evaluation: Evaluation, path: Path) -> Path:
@@ -51,7 +27,7 @@ def success_curve(evaluation: Evaluation, path: Path) -> Path:
     return plot_success_by_length(
         rates,
         path,
-        xlabel=SIZE,
+        xlabel=evaluation.environment.axis_label,
         title=f"success by size, {evaluation.episodes} episodes each, by the cap on steps",
         published={
             f"expert, {cap} steps": {size: SizeResult.of(found, cap).success_rate for size, found in experts.items()}

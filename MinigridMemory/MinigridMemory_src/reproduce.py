@@ -18,7 +18,6 @@ if __name__ == "__main__":  # started as a script
 from MinigridMemory.MinigridMemory_src.env import PUBLISHED_CAP
 from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT
 from MinigridMemory.MinigridMemory_src.evaluate import LARGE_SIZES, SIZES, SizeResult, expert_play, widest_cap
-from MinigridMemory.MinigridMemory_src.pictures import SIZE
 from RATE_model.acting.controls import exchange_twins, knock_out_memory
 from RATE_model.cli.reproduce import Study
 from RATE_model.cli.success_page import Control, SuccessPage
@@ -85,7 +84,7 @@ PAGE = SuccessPage(
         "RATE and other transformers": ("RATE", "RMT", "TrXL", "DT"),
     },
     trained=41,
-    xlabel=SIZE,
+    xlabel=ENVIRONMENT.axis_label,
 )
 main = PAGE.main
 

@@ -153,6 +153,16 @@ class Evaluation:
                 found[label + (f", target return {target:g}" if len(self.targets) > 1 else "")] = by_case
         return found
 
+    def success_rates(self) -> dict[str, dict[Case, float]]:
+        """The mean of `Environment.outcomes` by case, with and without memory (`conditions`), by label."""
+        return {
+            label: {
+                case: float(self.environment.outcomes(case, episodes, self).mean())
+                for case, episodes in by_case.items()
+            }
+            for label, by_case in self.conditions().items()
+        }
+
 
 class Environment(ABC):
     """See the module docstring. Instances are stateless."""
@@ -179,6 +189,8 @@ class Environment(ABC):
     solved_metric: ClassVar[str] = ""
     # What distinguishes the cases of an evaluation, such as "length"; empty: there is one case, None
     axis: ClassVar[str] = ""
+    # The same in figures; empty: `axis`
+    axis_label: ClassVar[str] = ""
     # Episodes per case, limited by the seeds
     episode_counts: ClassVar[range] = range(1, 10_001)
     # Seeds of the episodes in its data; empty if the data comes from elsewhere
@@ -193,6 +205,8 @@ class Environment(ABC):
     twins: ClassVar[tuple[str, Sequence[Any]] | None] = None
     # Kind of `outcomes`: "success", from 0 to 1, or "return"
     outcome: ClassVar[Outcome] = "return"
+    # The mean of `outcomes` without memory, if it is the same in all cases; see `chance`
+    chance_rate: ClassVar[float | None] = None
     # Names of discrete actions; empty: use their numbers
     action_names: ClassVar[Sequence[str]] = ()
     # What makes its data by a configuration's flags `data`; None: see `load`
@@ -345,12 +359,31 @@ class Environment(ABC):
         """
         return {}
 
-    def draw_run(self, directory: Path, agent: Agent, config: Any, result: Mapping[str, Any]) -> None:
-        """Draw the figures of a finished run into its plots/, from metrics.jsonl and its last evaluation."""
-        from RATE_model.plots import plot_curves
+    def success_lines(self, config: Any) -> Mapping[str, str]:
+        """Results of a run to draw by case: the label of a line -> the name in `metrics`, with {} for the case."""
+        return {}
 
-        label = config.model.model_mode
-        plot_curves({label: directory / "metrics.jsonl"}, directory / "plots" / "curves.png", self.curves)
+    def trained_case(self, config: Any) -> int | None:
+        """The longest case in training, to mark in that figure; None: nothing is marked."""
+        return None
+
+    def draw_run(self, directory: Path, agent: Agent, config: Any, result: Mapping[str, Any]) -> None:
+        """Draw the figures of a finished run into its plots/: curves of metrics.jsonl, and `success_lines`, if any."""
+        from RATE_model.plots import plot_curves, plot_success_by_length
+        from RATE_model.plots.success import rates_by_case
+
+        plots, label = directory / "plots", config.model.model_mode
+        plot_curves({label: directory / "metrics.jsonl"}, plots / "curves.png", self.curves)
+        lines = {line: rates_by_case(result, name) for line, name in self.success_lines(config).items()}
+        if any(lines.values()):
+            plot_success_by_length(
+                lines,
+                plots / f"success_by_{self.axis}.png",
+                trained=self.trained_case(config),
+                chance=self.chance_rate,
+                title=directory.name if len(lines) > 1 else None,  # a single line has the model's name
+                xlabel=self.axis_label or self.axis,
+            )
 
     def grid_flags(self, case: Case, parts: int) -> Sequence[str]:
         """Flags of the train script for episodes of a single case, split into this many segments.
@@ -476,9 +509,9 @@ class Environment(ABC):
     def chance(self, case: Case, evaluation: Evaluation) -> float | None:
         """The mean of `outcomes` without memory; if they are returns, that of a random player.
 
-        None if unknown. By default, the reference called "random".
+        None if unknown. By default `chance_rate`, or else the reference called "random".
         """
-        return self.references(evaluation).get("random")
+        return self.references(evaluation).get("random") if self.chance_rate is None else self.chance_rate
 
     def outcomes(self, case: Case, episodes: Episodes, evaluation: Evaluation) -> np.ndarray:
         """(E,): how well each episode recalled what it had to remember, from 0 to 1; or, by default, its return."""
@@ -513,7 +546,25 @@ class Environment(ABC):
         return {}
 
     def draw(self, folder: Path, evaluation: Evaluation) -> Sequence[Path]:
-        """Draw an evaluation: returns by target, with and without memory, for every case."""
+        """Draw an evaluation, with and without memory: success by case (numbers) if there are any, else returns."""
+        if self.outcome == "success" and self.axis:
+            return [self.draw_success(folder, evaluation)]
+        return [self.draw_returns(folder, evaluation)]
+
+    def draw_success(self, folder: Path, evaluation: Evaluation) -> Path:
+        """Draw the mean of `outcomes` by case, with and without memory."""
+        from RATE_model.plots import plot_success_by_length
+
+        return plot_success_by_length(
+            evaluation.success_rates(),
+            folder / "knock_out.png",
+            chance=self.chance_rate,
+            title=f"success with and without memory ({evaluation.episodes} episodes per {self.axis})",
+            xlabel=self.axis_label or self.axis,
+        )
+
+    def draw_returns(self, folder: Path, evaluation: Evaluation) -> Path:
+        """Draw returns by target, with and without memory, for every case."""
         from RATE_model.plots import plot_returns
 
         lines: dict[str, dict[float, Episodes]] = {}
@@ -523,7 +574,7 @@ class Environment(ABC):
                     line = f"{label}, {self.axis} {case}" if self.axis else label
                     lines.setdefault(line, {})[target] = episodes
         title = f"{self.description(evaluation) or self.name}, {evaluation.episodes} episodes"
-        return [plot_returns(lines, folder / "returns.png", title=title, references=self.references(evaluation))]
+        return plot_returns(lines, folder / "returns.png", title=title, references=self.references(evaluation))
 
     def picture(self, environments: VectorEnv, row: int) -> np.ndarray | None:
         """An image of one row of `vector`'s environments, (H, W, 3) uint8; None if it cannot be rendered.

@@ -22,10 +22,10 @@ from RATE_model.environments.contract import Environment, Evaluation, TrainingDa
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
 from TMaze_new.TMaze_new_src import evaluate as protocol
+from TMaze_new.TMaze_new_src import pictures
 from TMaze_new.TMaze_new_src.dataset import FIRST_SEED, DataOptions, ensure_datasets, load_windows
 from TMaze_new.TMaze_new_src.env import RIGHT, TMazeEnv, TMazeVectorEnv
 from TMaze_new.TMaze_new_src.forced_first_turn import ForcedFirstTurn
-from TMaze_new.TMaze_new_src.pictures import draw_evaluation, draw_run
 from TMaze_new.TMaze_new_src.render import render_rgb
 from TMaze_new.TMaze_new_src.task_choice import RECALL, TaskChoice
 from TMaze_new.TMaze_new_src.tasks import ChainEnv, ChainVectorEnv
@@ -107,10 +107,12 @@ class TMaze(Environment):
     before = asdict(TaskChoice())
     solved_metric = "train_last_acc"
     axis = "length"
+    axis_label = "episode length (steps)"
     episode_counts = range(2, protocol.MAX_EPISODES + 1)
     data_seeds = range(FIRST_SEED, 2**31)
     twins = ("goal", (1, -1))
     outcome = "success"
+    chance_rate = 0.5  # up or down
     grid_cases = (9, 30, 90, 150)
     action_names = ("right", "up", "left", "down")
     curves = ("train_loss", "train_accuracy", "train_last_loss", "train_last_acc")
@@ -207,10 +209,6 @@ class TMaze(Environment):
         """From the hint to the turn."""
         return self.make(case, options).horizons
 
-    def chance(self, case: int, evaluation: Evaluation) -> float:
-        """Up or down."""
-        return 0.5
-
     def outcomes(self, case: int, episodes: Episodes, evaluation: Evaluation) -> np.ndarray:
         """Success, or the share of right turns."""
         options = evaluation.options
@@ -263,18 +261,26 @@ class TMaze(Environment):
         names = {f"Success_rate_T_{config.trained}": "the longest trained length"}
         return {f"Success_rate_T_{longest}": ""} | names
 
+    def success_lines(self, config: Config) -> Mapping[str, str]:
+        """Success by length; nothing in chains of junctions."""
+        return {} if config.data.is_chain else {config.model.memory: "Success_rate_T_{}"}
+
+    def trained_case(self, config: Config) -> int:
+        """The longest training length."""
+        return config.trained
+
     def draw_run(self, directory: Path, agent: Agent, config: Config, result: Mapping[str, Any]) -> None:
         """Curves, success by length, attention and memory."""
         super().draw_run(directory, agent, config, result)
         if not config.data.is_chain:
-            trained, hint_steps = config.trained, config.data.hint_steps
-            draw_run(directory, agent, result, length=trained, trained=trained, hint_steps=hint_steps)
+            pictures.draw_maps(agent, directory / "plots", config.trained, hint_steps=config.data.hint_steps)
 
     def draw(self, folder: Path, evaluation: Evaluation) -> Sequence[Path]:
-        """Attention and memory in one episode, and success by length with and without memory."""
+        """Attention and memory in one episode, and success by length with and without memory; of chains, returns."""
         if evaluation.options.is_chain:
-            return super().draw(folder, evaluation)
-        return draw_evaluation(folder, evaluation)
+            return [self.draw_returns(folder, evaluation)]
+        maps = pictures.draw_maps(evaluation.agent, folder, hint_steps=evaluation.options.hint_steps)
+        return [*maps, *super().draw(folder, evaluation)]
 
 
 ENVIRONMENT = TMaze()

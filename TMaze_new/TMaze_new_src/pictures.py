@@ -1,16 +1,13 @@
-"""Pictures of what a model does in the T-Maze: attention and memory of an episode, and success without its memory."""
+"""Pictures of what a model does in the T-Maze: attention and memory of an episode."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from RATE_model.agent import Agent
-from RATE_model.environments.contract import Evaluation
 from RATE_model.errors import UserError
-from RATE_model.plots import plot_success_by_length
-from RATE_model.plots.success import rates_by_case
 from RATE_model.report import maps
 from TMaze_new.TMaze_new_src.env import TMazeVectorEnv
 
@@ -69,48 +66,3 @@ def draw_maps(
     record = partial(record_episode, model, seed=seed, hint_steps=hint_steps)
     hints = ("hint up", "hint down")
     return maps.draw_maps(model, directory, record, length, labels=hints, name="T-Maze", memory_steps=memory_length)
-
-
-def success_rates(evaluation: Evaluation) -> dict[str, dict[int, float]]:
-    """Success by length with and without memory (`Evaluation.conditions`), by label."""
-    figures = evaluation.environment.figures
-    return {
-        label: {length: figures(length, episodes, evaluation)["success_rate"] for length, episodes in by_length.items()}
-        for label, by_length in evaluation.conditions().items()
-    }
-
-
-def draw_run(
-    directory: Path,
-    model: Agent,
-    result: Mapping[str, float],
-    *,
-    length: int = 90,
-    trained: int | None = None,
-    hint_steps: int = 1,
-) -> list[Path]:
-    """Draw success by length and `draw_maps` of a finished run in its plots/.
-
-    Args:
-        directory: the run's directory.
-        model: the run's model.
-        result: its last evaluation.
-        length: steps of the episode for the maps.
-        trained: longest episode length in training.
-        hint_steps: observations that show the hint.
-
-    Returns:
-        Paths of the PNGs.
-    """
-    plots, paths = directory / "plots", []
-    if success := rates_by_case(result, "Success_rate_T_{}"):
-        lines = {model.config.memory: success}
-        paths.append(plot_success_by_length(lines, plots / "success_by_length.png", trained=trained))
-    return paths + draw_maps(model, plots, length, hint_steps=hint_steps)
-
-
-def draw_evaluation(folder: Path, evaluation: Evaluation) -> list[Path]:
-    """Draw `draw_maps` and success by length with and without memory; returns the PNGs' paths."""
-    title = f"success with and without memory ({evaluation.episodes} episodes per length)"
-    curve = plot_success_by_length(success_rates(evaluation), folder / "knock_out.png", title=title)
-    return [*draw_maps(evaluation.agent, folder, hint_steps=evaluation.options.hint_steps), curve]

@@ -9,7 +9,8 @@ from MinigridMemory.MinigridMemory_src import environment, pictures
 from MinigridMemory.MinigridMemory_src.env import SPEC, MinigridMemoryEnv
 from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT
 from MinigridMemory.MinigridMemory_src.evaluate import expert_play
-from MinigridMemory.MinigridMemory_src.pictures import draw_run, success_curve
+from MinigridMemory.MinigridMemory_src.pictures import success_curve
+from RATE_model import plots
 from RATE_model.acting import evaluation as acting
 from RATE_model.acting import video
 from RATE_model.acting.actor import Actor
@@ -20,13 +21,26 @@ from tests.small_models import K, small_model
 
 def test_success_is_reported_under_both_caps(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(pictures, "plot_success_by_length", lambda lines, path, **rest: drawn.update(lines) or path)
-    assert draw_run(tmp_path, {"validation_loss": 0.1, "Success_rate_l_31": 1.0}) == []
+
+    def draw(lines, path, **rest):
+        drawn.update(rest, lines=lines, path=path)
+
+    monkeypatch.setattr(plots, "plot_success_by_length", draw)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train_loss": 0.5, "train_accuracy": 0.1}\n')
+    config = environment.Config()
+    ENVIRONMENT.draw_run(tmp_path, None, config, {"validation_loss": 0.1, "Success_rate_l_31": 1.0})
+    assert not drawn
     result = {f"FINAL_{name}_l_11": -1.0 for name in ("Expert_success_rate", "LifeTimeMean_r_0.96")}
     for size in (11, 91):
         result |= {f"FINAL_Success_rate_l_{size}": size / 100, f"FINAL_Success_rate_l_{size}_expert_cap": 1.0}
-    assert draw_run(tmp_path, result) == [tmp_path / "plots" / "success_by_size.png"]
-    assert drawn == {"success, expert's cap": {11: 1.0, 91: 1.0}, "success, 96 steps": {11: 0.11, 91: 0.91}}
+    ENVIRONMENT.draw_run(tmp_path, None, config, result)
+    wide, capped = {11: 1.0, 91: 1.0}, {11: 0.11, 91: 0.91}
+    cap = config.task.episode_timeout
+    assert drawn.pop("lines") == {"success, expert's cap": wide, f"success, {cap} steps": capped}
+    assert drawn == {
+        "path": tmp_path / "plots" / "success_by_size.png", "title": tmp_path.name, "xlabel": "size of the maze",
+        "trained": None, "chance": 0.5,
+    }  # fmt: skip
 
 
 def test_pictures_match_the_evaluation(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from RATE_model import plots
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.rollout import Episodes
 from RATE_model.agent import Agent
@@ -16,14 +17,10 @@ from RATE_model.plots.success import rates_by_case
 from RATE_model.report import maps
 from tests.small_models import K, logits_of, small_model
 from TMaze_new.TMaze_new_src import pictures
+from TMaze_new.TMaze_new_src.dataset import DataOptions
 from TMaze_new.TMaze_new_src.env import SPEC, TMazeVectorEnv
-from TMaze_new.TMaze_new_src.environment import ENVIRONMENT, Maze
-from TMaze_new.TMaze_new_src.pictures import (
-    draw_maps,
-    draw_run,
-    record_episode,
-    success_rates,
-)
+from TMaze_new.TMaze_new_src.environment import ENVIRONMENT, Config, Maze
+from TMaze_new.TMaze_new_src.pictures import draw_maps, record_episode
 
 
 class Expert(Actor):
@@ -110,18 +107,21 @@ def test_an_evaluation_is_drawn_with_and_without_memory(monkeypatch, tmp_path):
     drawn = {}
     monkeypatch.setattr(type(ENVIRONMENT), "play", play)
     monkeypatch.setattr(pictures, "draw_maps", lambda *arguments, **rest: [])
-    monkeypatch.setattr(pictures, "plot_success_by_length", lambda lines, path, **rest: drawn.update(lines) or path)
+    monkeypatch.setattr(plots, "plot_success_by_length", lambda lines, path, **rest: drawn.update(lines) or path)
     evaluation = Evaluation(ENVIRONMENT, small_model("TrXL"), Maze(), (1.0,), cases=(9, 90), episodes=2)
     assert ENVIRONMENT.draw(tmp_path, evaluation) == [tmp_path / "knock_out.png"]
     assert drawn == {"memory intact": {9: 1.0, 90: 1.0}, "memory knocked out": {9: 0.5, 90: 0.5}}
-    assert [*success_rates(replace(evaluation, agent=small_model("DT")))] == ["no memory"]
+    assert [*replace(evaluation, agent=small_model("DT")).success_rates()] == ["no memory"]
 
 
 def test_a_run_gets_its_pictures(tmp_path):
     result = {"Success_rate": 1.0, "Success_rate_T_9": 1.0, "Success_rate_T_90": 0.5, "Success_rate_S_3": 0.5}
     assert rates_by_case(result, "Success_rate_T_{}") == {9: 1.0, 90: 0.5}
-    paths = draw_run(tmp_path, small_model("TrXL"), result, length=K)
-    assert [path.name for path in paths] == [
-        "success_by_length.png", "attention_map.png", "attention_layers.png",
-    ]  # fmt: skip
-    assert all(path.parent == tmp_path / "plots" and path.stat().st_size > 1000 for path in paths)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train_loss": 0.5, "train_accuracy": 0.1}\n')
+    config = Config(data=DataOptions(context_length=K, min_n_final=1, max_n_final=1))
+    ENVIRONMENT.draw_run(tmp_path, small_model("TrXL"), config, result)
+    paths = [*(tmp_path / "plots").iterdir()]
+    assert {path.name for path in paths} == {
+        "curves.png", "success_by_length.png", "attention_map.png", "attention_layers.png",
+    }  # fmt: skip
+    assert all(path.stat().st_size > 1000 for path in paths)
