@@ -204,8 +204,11 @@ class MuJoCo(Environment):
         }
 
     def frame(self, environment: gymnasium.Env, observation: np.ndarray, caption: Sequence[str]) -> np.ndarray:
-        """The robot, from a camera that follows it."""
-        return pictures.frame(environment, caption)
+        """The robot, from a camera that follows it. Raises UserError if OpenGL is missing or broken."""
+        try:
+            return super().frame(environment, observation, caption)
+        except Exception as error:  # its type depends on where OpenGL fails
+            raise pictures.cannot_draw(error) from error
 
 
 def _task(flags: Mapping[str, Any]) -> RobotTask:

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
-import gymnasium
-import numpy as np
-
-from RATE_model.acting.video import with_caption
 from RATE_model.errors import UserError
 from RATE_model.system import offscreen
 
@@ -35,12 +30,7 @@ def choose_renderer() -> None:
         raise UserError(f"--video: no rendering library for MuJoCo is installed: {_PACKAGES}")
 
 
-def frame(environment: gymnasium.Env, caption: Sequence[str]) -> np.ndarray:
-    """One frame of a video, (H, W, 3) uint8. Raises UserError if OpenGL is missing or broken."""
-    try:
-        picture = np.asarray(environment.render())
-    except Exception as error:  # the type of error depends on where OpenGL fails
-        how = os.environ.get("MUJOCO_GL")
-        reason = str(error).partition("\n")[0][:200]
-        raise UserError(f"--video: MuJoCo cannot draw with MUJOCO_GL={how} ({reason}). {_PACKAGES}") from error
-    return with_caption(picture, *caption)
+def cannot_draw(error: Exception) -> UserError:
+    """Says why a picture failed, and what to install."""
+    how, reason = os.environ.get("MUJOCO_GL"), str(error).partition("\n")[0][:200]
+    return UserError(f"--video: MuJoCo cannot draw with MUJOCO_GL={how} ({reason}). {_PACKAGES}")

@@ -9,7 +9,6 @@ import numpy as np
 from torch import Tensor
 
 from MinigridMemory.MinigridMemory_src import evaluate as protocol
-from MinigridMemory.MinigridMemory_src import pictures
 from MinigridMemory.MinigridMemory_src.dataset import DATA, DataOptions
 from MinigridMemory.MinigridMemory_src.env import (
     CUES,
@@ -23,6 +22,7 @@ from MinigridMemory.MinigridMemory_src.env import (
 )
 from MinigridMemory.MinigridMemory_src.generate import FIRST_SEED
 from RATE_model.acting.rollout import Episodes
+from RATE_model.acting.video import with_caption
 from RATE_model.cli.limits import Steps
 from RATE_model.cli.options import Boolean, changeable
 from RATE_model.cli.settings import CurriculumOptions, ExperimentConfig, PlayOptions, SegmentOptions
@@ -216,12 +216,38 @@ class MinigridMemory(Environment):
         return {"success, expert's cap": f"{name}_expert_cap", f"success, {cap} steps": name}
 
     def draw(self, folder: Path, evaluation: Evaluation) -> Sequence[Path]:
-        """Success by size with and without memory, and the expert's success."""
-        return [pictures.success_curve(evaluation, folder / "success_by_size.png")]
+        """Success by size with and without memory, under both caps, and the expert's, the ceiling of every method under
+        the shorter one."""
+        from RATE_model.plots import plot_success_by_length
+
+        found = {
+            label: {size: self.figures(size, episodes, evaluation) for size, episodes in by_size.items()}
+            for label, by_size in evaluation.conditions().items()
+        }
+        capped = f"{evaluation.options.episode_timeout} steps"
+        columns = {"expert's cap": "success_rate_expert_cap", capped: "success_rate"}
+        rates = {
+            f"{label}, {cap}": {size: values[column] for size, values in by_size.items()}
+            for label, by_size in found.items()
+            for cap, column in columns.items()
+        }
+        experts = {size: values["expert_success_rate"] for size, values in next(iter(found.values())).items()}
+        picture = plot_success_by_length(
+            rates,
+            folder / "success_by_size.png",
+            xlabel=self.axis_label,
+            title=f"success by size, {evaluation.episodes} episodes each, by the cap on steps",
+            published={f"expert, {capped}": experts},
+        )
+        return [picture]
 
     def frame(self, environment: gymnasium.Env, observation: np.ndarray, caption: Sequence[str]) -> np.ndarray:
         """The maze above the agent's view, the object to remember, and a caption."""
-        return pictures.frame(environment, observation, caption)
+        assert isinstance(environment, MinigridMemoryEnv)
+        above, view = np.asarray(environment.render()), observation.transpose(1, 2, 0)
+        width = max(above.shape[1], 320)
+        above, view = (np.pad(part, ((0, 8), (0, width - part.shape[1]), (0, 0))) for part in (above, view))
+        return with_caption(np.concatenate([above, view]), f"remember the {environment.cue}", *caption)
 
 
 ENVIRONMENT = MinigridMemory()

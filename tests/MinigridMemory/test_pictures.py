@@ -5,11 +5,10 @@ import pytest
 
 pytest.importorskip("minigrid")
 
-from MinigridMemory.MinigridMemory_src import environment, pictures
+from MinigridMemory.MinigridMemory_src import environment
 from MinigridMemory.MinigridMemory_src.env import SPEC, MinigridMemoryEnv
 from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT
 from MinigridMemory.MinigridMemory_src.evaluate import expert_play
-from MinigridMemory.MinigridMemory_src.pictures import success_curve
 from RATE_model import plots
 from RATE_model.acting import evaluation as acting
 from RATE_model.acting import video
@@ -56,10 +55,10 @@ def test_pictures_match_the_evaluation(tmp_path, monkeypatch):
         return path
 
     monkeypatch.setattr(type(ENVIRONMENT), "play", fake)
-    monkeypatch.setattr(pictures, "plot_success_by_length", draw)
+    monkeypatch.setattr(plots, "plot_success_by_length", draw)
     of_model = evaluation(small_model("TrXL", spec=SPEC), [9, 91], episodes=5, random_length=False)
     of_model.play()
-    assert success_curve(of_model, tmp_path / "curve.png") == tmp_path / "curve.png"
+    assert ENVIRONMENT.draw(tmp_path, of_model) == [tmp_path / "success_by_size.png"]
     wide, capped = {9: 1.0, 91: 1.0}, {9: 1.0, 91: 0.4}
     assert drawn["lines"] == {
         f"memory {state}, {cap}": rate
@@ -69,7 +68,7 @@ def test_pictures_match_the_evaluation(tmp_path, monkeypatch):
     assert asked == [None, knock_out_memory]
     assert drawn["xlabel"] == "size of the maze"
     assert drawn["published"] == {"expert, 96 steps": {9: 1.0, 91: 0.0}}, "no fixed corridor of 91 is met"
-    success_curve(evaluation(small_model("DT", spec=SPEC), [9], episodes=5), tmp_path / "curve.png")
+    ENVIRONMENT.draw(tmp_path, evaluation(small_model("DT", spec=SPEC), [9], episodes=5))
     assert [*drawn["lines"]] == ["no memory, expert's cap", "no memory, 96 steps"]
 
 
@@ -78,7 +77,7 @@ def test_video_shows_the_played_episode(mode, tmp_path, monkeypatch):
     """Frame by frame: the maze after each played action, and the caption below it."""
     written, said = {}, []
     monkeypatch.setattr(video, "write_video", lambda frames, path, *, fps: written.update({path: [*frames]}) or path)
-    monkeypatch.setattr(pictures, "with_caption", lambda frame, *lines: said.append(lines) or frame)
+    monkeypatch.setattr(environment, "with_caption", lambda frame, *lines: said.append(lines) or frame)
     model = small_model(mode, spec=SPEC, seed=3)
     paths = video.record_videos(evaluation(model, [9], slide=100), tmp_path, 2)
     assert paths == [tmp_path / f"size_9_seed_{seed}.mp4" for seed in (0, 1)] == [*written]

@@ -166,7 +166,7 @@ def test_missing_display_error_names_what_to_install(monkeypatch):
             raise AttributeError("'NoneType' object has no attribute 'glGetError'")
 
     with pytest.raises(UserError, match="MUJOCO_GL=osmesa.*apt-get install"):
-        pictures.frame(Broken(), [])
+        environment.ENVIRONMENT.frame(Broken(), np.zeros(0), [])
 
 
 # --- mistakes ---
