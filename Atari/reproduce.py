@@ -8,7 +8,6 @@ time.
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,8 @@ from Atari.games import GAMES, Game
 from Atari.generate_dataset import DATA as OWN_DATA
 from Atari.generate_dataset import GenerateOptions
 from RATE_model.cli.options import exit_on_user_error
-from RATE_model.cli.reproduce import Study, StudyOptions, cell
-from RATE_model.cli.returns_page import Part, ReturnsPage
+from RATE_model.cli.reproduce import Study, cell
+from RATE_model.cli.returns_page import Part, ReturnsPage, of_returns
 from RATE_model.errors import UserError
 
 FAST = "Atari/config_fast.yaml"
@@ -39,14 +38,6 @@ EPISODES = 20  # of an evaluation
 EXPERT_EPISODES = 3
 MODELS = {"RATE": ("--model_mode", "RATE"), "DT": ("--model_mode", "DT", "--slide", "5")}
 RANDOM, EXPERT, DATA = "random player", "expert, without noise", "data"
-
-
-@dataclass(frozen=True)
-class Options(StudyOptions):
-    """Which runs, and where they and the results go."""
-
-    # Seeds of every model; consecutive
-    seeds: tuple[int, ...] = (1,)
 
 
 def data_command(game: Game) -> str:
@@ -91,17 +82,7 @@ def of_players(game: Game) -> dict[str, dict[str, Any]]:
         data = file.episode_returns()
     rules = Play(game=game.name, opening="black")
     drawn = ENVIRONMENT.play_as(random_player(game), rules, episodes=EPISODES).returns
-    return {
-        label: {"return": [float(returns.mean())], "return_std": float(np.std(returns)), "episodes": len(returns)}
-        for label, returns in ((RANDOM, drawn), (EXPERT, expert_returns(game)), (DATA, data))
-    }
-
-
-def of_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns of every seed, and the accuracy of its predictions."""
-    names = {"return": "eval_return", "return_std": "eval_std", "length": "eval_length"}
-    names |= {"validation_accuracy": "validation_accuracy"}
-    return {name: [result[key] for result in results] for name, key in names.items()}
+    return {RANDOM: of_returns(drawn), EXPERT: of_returns(expert_returns(game)), DATA: of_returns(data)}
 
 
 def scores(name: str, entry: Mapping[str, Any]) -> str:
@@ -116,7 +97,7 @@ def page() -> ReturnsPage:
     return ReturnsPage(
         name="atari",
         title="Atari",
-        options=Options,
+        seeds=(1,),
         parts=[
             Part(name=game.name, study=study(game), others=partial(of_players, game), command=data_command(game))
             for game in games
@@ -129,7 +110,12 @@ def page() -> ReturnsPage:
         asked="{:g} points",
         unit="points",
         digits=1,
-        of_results=of_results,
+        kept={
+            "return": "eval_return",
+            "return_std": "eval_std",
+            "length": "eval_length",
+            "validation_accuracy": "validation_accuracy",
+        },
         columns={"gamer-normalised, %": scores},
         shown={
             "validation accuracy": ("validation_accuracy", 3),

@@ -8,7 +8,7 @@ time.
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from MuJoCo.files import DATA_DIRECTORY, generated_name
 from MuJoCo.generate_dataset import GenerateOptions, generate, training_of
 from MuJoCo.tasks import HALFCHEETAH, TASKS, Task, task_of
 from RATE_model.acting.rollout import Memoryless
-from RATE_model.cli.reproduce import ROOT, Study, StudyOptions, cell
-from RATE_model.cli.returns_page import Part, ReturnsPage
+from RATE_model.cli.reproduce import ROOT, Study, cell
+from RATE_model.cli.returns_page import Part, ReturnsPage, of_returns
 from RATE_model.data.ppo import Policy, train_policies
 
 FAST = "MuJoCo/config_fast.yaml"
@@ -43,14 +43,6 @@ MODELS = {
 LONG = {"RATE, all batches": ("--model_mode", "RATE")}
 DATA_POLICY = "policy of the data, in the data"
 NOISELESS = "policy of the data, without its noise"
-
-
-@dataclass(frozen=True)
-class Options(StudyOptions):
-    """Which runs, and where they and the results go."""
-
-    # Seeds of every model; consecutive
-    seeds: tuple[int, ...] = (1, 2, 3)
 
 
 def data_file(task: Task) -> Path:
@@ -95,12 +87,7 @@ def of_data(task: Task) -> dict[str, dict[str, Any]]:
     )
     quiet = ENVIRONMENT.play_as(noiseless(policies[-1]), Play(env_id=TASKS.index(task)), episodes=EPISODES)
     return {
-        name: {
-            "return": [float(values.mean())],
-            "normalised_score": [float(np.mean(robot.normalised_score(values)))],
-            "episodes": len(values),
-            "return_std": float(np.std(values)),
-        }
+        name: of_returns(values) | {"normalised_score": [float(np.mean(robot.normalised_score(values)))]}
         for name, values in ((DATA_POLICY, returns), (NOISELESS, quiet.returns))
     }
 
@@ -127,7 +114,7 @@ def page() -> ReturnsPage:
     return ReturnsPage(
         name="mujoco",
         title="MuJoCo",
-        options=Options,
+        seeds=(1, 2, 3),
         parts=[
             Part(name=task.name, study=study(env_id), others=partial(of_data, task)) for env_id, task in tasks.items()
         ],
@@ -136,7 +123,7 @@ def page() -> ReturnsPage:
         asked="a return of {:.0f}",
         unit="return",
         digits=0,
-        of_results=of_results,
+        kept=of_results,
         columns={
             "normalised score": lambda task, entry: cell(entry["normalised_score"], 1),
             "return, prompt K": lambda task, entry: cell(prompt_k(entry, "return"), 0),

@@ -10,7 +10,6 @@ import pytest
 import download_d4rl_datasets
 from Atari import generate_dataset as atari_dataset
 from Atari import inference_atari, train_rate_atari
-from Atari import reproduce as atari_study
 from MemoryMaze.MemoryMaze_src import dataset as memory_maze_dataset
 from MemoryMaze.MemoryMaze_src import inference_mem_maze, train_mem_maze
 from MemoryMaze.MemoryMaze_src import reproduce as memory_maze_study
@@ -55,7 +54,7 @@ OPTIONS = {
     "VizDoom/VizDoom_src/reproduce.py": vizdoom_study.Options,
     "MemoryMaze/MemoryMaze_src/reproduce.py": memory_maze_study.Options,
     "Atari/generate_dataset.py": atari_dataset.DATA.flags,
-    "Atari/reproduce.py": atari_study.Options,
+    "Atari/reproduce.py": StudyOptions,
     "reproduce.py": StudyOptions,
     "tools/reproduce_memories.py": reproduce_memories.Options,
     "tools/reproduce_leaderboard.py": reproduce_leaderboard.Options,

@@ -116,14 +116,16 @@ def parse_options(
     aliases: dict[str, str] | None = None,
     published: dict[str, Any] | None = None,
     recorded: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Config:
     """The effective configuration: defaults of ``cls`` < ``config_file`` < ``--config FILE`` < flags.
 
-    ``argv`` is sys.argv[1:] unless given; ``config_file`` is the environment's own config.yaml; ``aliases`` maps
-    another spelling of a flag to its name, besides those that all scripts share (``aliases.ALIASES``). Flags may have
-    hyphens instead of underscores; the last of a repeated flag counts; ``--flag=`` is an empty list. ``published`` are
-    the values, by flag, that ``--published true`` sets; a script without them has no such flag. ``recorded`` maps the
-    flags of the command line to values, by flag, that files and flags override: those that a run recorded, for example.
+    ``argv`` is sys.argv[1:] unless given; ``defaults`` replaces those of ``cls``, by flag; ``config_file`` is the
+    environment's own config.yaml; ``aliases`` maps another spelling of a flag to its name, besides those that all
+    scripts share (``aliases.ALIASES``). Flags may have hyphens instead of underscores; the last of a repeated flag
+    counts; ``--flag=`` is an empty list. ``published`` are the values, by flag, that ``--published true`` sets; a
+    script without them has no such flag. ``recorded`` maps the flags of the command line to values, by flag, that files
+    and flags override: those that a run recorded, for example.
 
     Groups may define ``check_typed(self, names)``, called with the names of the flags on the command line, and
     ``validate(self)``, called on the merged values, outermost group last. ``--help`` and ``--print_config`` print and
@@ -137,7 +139,9 @@ def parse_options(
     aliases = {alias: name for alias, name in (ALIASES | (aliases or {})).items() if name in kinds}
     flags = _read_flags(sys.argv[1:] if argv is None else argv, kinds, aliases)
     invocation = updated(_Invocation(), flags)
-    values: dict[str, Any] = dict(recorded(flags)) if recorded is not None and "help" not in flags else {}
+    values: dict[str, Any] = dict(defaults or {})
+    if recorded is not None and "help" not in flags:
+        values |= recorded(flags)
     for path in (config_file, invocation.config):
         if path is not None:
             values |= typed_values(cls, load_yaml(path, texts=True), source=str(path), aliases=aliases)

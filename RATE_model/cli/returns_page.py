@@ -25,6 +25,11 @@ from RATE_model.cli.reproduce import (
 Entry = Mapping[str, Any]
 
 
+def of_returns(returns: np.ndarray) -> dict[str, Any]:
+    """The entry of a player without seeds, such as the data's, from its returns (E,)."""
+    return {"return": [float(returns.mean())], "return_std": float(np.std(returns)), "episodes": len(returns)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One task of a page, such as a game.
@@ -32,8 +37,7 @@ class Part:
     Attributes:
         name: prefix of the labels of its entries.
         study: its runs.
-        others: returns the entries of the data and of untrained players, by label: `return` (a list of one number),
-            `return_std` and `episodes`.
+        others: returns the entries of the data and of untrained players, by label; see `of_returns`.
         command: makes its data, as indented Markdown code. Empty if the study's own commands do.
     """
 
@@ -49,27 +53,28 @@ class ReturnsPage:
 
     Attributes:
         name, title: of the results files, and of a new page.
-        options: the flags.
+        seeds: the default of `--seeds`.
         parts: the tasks.
         data: label of the data's entry.
         text: the first line, with placeholders {seeds} and {origin}.
         asked: describes a target return, with a placeholder {}.
         unit, digits: the unit of returns, and their decimals.
-        of_results: converts the eval/final.json of every seed to the lists to keep, including `return`.
+        kept: what to keep of the eval/final.json of every seed: its name in an entry -> its name there. Includes
+            `return`. Or a function of all of them that returns the lists to keep.
         columns: further columns of a task's table: a heading -> the cell, from the task's name and an entry.
         shown: columns of the table of seeds: a heading -> a key of an entry, and decimals.
     """
 
     name: str
     title: str
-    options: type[StudyOptions]
+    seeds: tuple[int, ...]
     parts: Sequence[Part]
     data: str
     text: str
     asked: str
     unit: str
     digits: int
-    of_results: Callable[[Sequence[Entry]], dict[str, Any]]
+    kept: Mapping[str, str] | Callable[[Sequence[Entry]], dict[str, Any]]
     columns: Mapping[str, Callable[[str, Entry], str]]
     shown: Mapping[str, tuple[str, int]]
 
@@ -77,7 +82,11 @@ class ReturnsPage:
         """Make the data, train missing runs, collect all figures, write the results."""
         with exit_on_user_error():
             options = parse_options(
-                self.options, argv=argv, prog="reproduce.py", description=f"Make results/{self.name}.*"
+                StudyOptions,
+                argv=argv,
+                prog="reproduce.py",
+                description=f"Make results/{self.name}.*",
+                defaults={"seeds": self.seeds},
             )
             document: dict[str, Entry] = {}
             for part in self.parts:
@@ -92,9 +101,10 @@ class ReturnsPage:
 
     def of_runs(self, runs: Sequence[Path]) -> Entry:
         """Figures of every seed, the cost of training, and where they come from."""
-        results = final_results(runs)
-        took = {name: [result[name] for result in results] for name in ("train_seconds", "optimizer_steps")}
-        return {**self.of_results(results), **took, "target_return": results[0]["target_return"], **provenance(runs)}
+        results, kept = final_results(runs), self.kept
+        found = kept(results) if callable(kept) else _lists(results, kept)
+        found |= _lists(results, {name: name for name in ("train_seconds", "optimizer_steps")})
+        return {**found, "target_return": results[0]["target_return"], **provenance(runs)}
 
     def returns_table(self, document: Mapping[str, Entry], part: Part) -> str:
         """One task: mean and standard error over seeds, as Markdown."""
@@ -133,3 +143,8 @@ class ReturnsPage:
         paragraphs += ["Every seed:", seed_table(document, options.seeds, shown)]
         paragraphs += ["Commands:", "\n".join(commands) + "\n"]
         write_results(self.name, self.title, document, "\n\n".join(paragraphs), options)
+
+
+def _lists(results: Sequence[Entry], names: Mapping[str, str]) -> dict[str, Any]:
+    """The values of every seed, by their new names."""
+    return {name: [result[old] for result in results] for name, old in names.items()}
