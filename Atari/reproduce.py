@@ -26,6 +26,7 @@ from Atari.experts import expert
 from Atari.games import GAMES, Game
 from Atari.generate_dataset import DATA as OWN_DATA
 from Atari.generate_dataset import GenerateOptions
+from RATE_model.acting.players import play_alone
 from RATE_model.cli.options import exit_on_user_error
 from RATE_model.cli.reproduce import Study, cell
 from RATE_model.cli.returns_page import Part, ReturnsPage, of_returns
@@ -67,10 +68,7 @@ def expert_returns(game: Game) -> np.ndarray:
         player = expert(game, np.random.default_rng(int(seed)))
         environment.reset(seed=int(seed))
         player.reset(environment)
-        total, over = 0.0, False
-        while not over:
-            _, reward, terminated, truncated, _ = environment.step(player.act(environment))
-            total, over = total + reward, terminated or truncated
+        total, _, _ = play_alone(environment, partial(player.act, environment))
         returns.append(total)
     environment.close()
     return np.array(returns)

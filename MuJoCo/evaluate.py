@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from MuJoCo.tasks import Robot
-from RATE_model.acting.rollout import Episodes, mean_and_error
+from RATE_model.acting.rollout import Episodes, named_error
 
 
 def metrics(played: Mapping[str, Episodes], robot: Robot) -> dict[str, float]:
@@ -23,7 +23,6 @@ def metrics(played: Mapping[str, Episodes], robot: Robot) -> dict[str, float]:
             ("return", episodes.returns),
             ("length", episodes.lengths),
         ):
-            mean, error = mean_and_error(values)
-            figures = {"MEAN": mean, "STD": float(np.std(values))} | ({"SEM": error} if len(values) > 1 else {})
+            figures = {"MEAN": float(values.mean()), "STD": float(np.std(values)), **named_error("SEM", values)}
             result |= {f"{prefix}{name}_{kind}": value for kind, value in figures.items()}
     return result

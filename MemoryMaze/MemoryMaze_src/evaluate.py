@@ -19,7 +19,7 @@ from MemoryMaze.MemoryMaze_src.generate import EXPERTS_VERSION, PlayerOfMix, sim
 from MemoryMaze.MemoryMaze_src.generate import play as play_expert
 from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
 from RATE_model.acting.players import Row, play_players
-from RATE_model.acting.rollout import Episodes, mean_and_error
+from RATE_model.acting.rollout import Episodes, named_error
 from RATE_model.system import cache
 
 TARGET_RETURN = 18.1
@@ -90,17 +90,15 @@ def _play(size: int, steps: int | None, player: str, seeds: Sequence[int]) -> li
 def metrics(episodes: Episodes, *, target_return: float) -> dict[str, float]:
     """Results under the published names, such as `ReturnsMean_18.1`, and the mean's standard error."""
     name = f"{target_return:g}"
-    mean, error = mean_and_error(episodes.returns)
-    result = {
+    return {
         f"LifeTimeMean_{name}": float(episodes.lengths.mean()),
         f"ReturnsMax_{name}": float(episodes.returns.max()),
-        f"ReturnsMean_{name}": mean,
+        f"ReturnsMean_{name}": float(episodes.returns.mean()),
+        **named_error(f"ReturnsSEM_{name}", episodes.returns),
     }
-    return result | ({f"ReturnsSEM_{name}": error} if len(episodes.returns) > 1 else {})
 
 
 def figures(returns: np.ndarray) -> dict[str, float]:
     """Statistics of the balls (E,) that a player found: mean, its standard error, minimum and maximum."""
-    mean, error = mean_and_error(returns)
-    spread = {"min_return": float(returns.min()), "max_return": float(returns.max())}
-    return {"mean_return": mean, **({"standard_error": error} if len(returns) > 1 else {}), **spread}
+    mean = {"mean_return": float(returns.mean()), **named_error("standard_error", returns)}
+    return mean | {"min_return": float(returns.min()), "max_return": float(returns.max())}

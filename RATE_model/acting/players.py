@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import numpy as np
 
 from RATE_model.acting.rollout import Episodes
@@ -21,6 +23,15 @@ from RATE_model.system.progress import progress_bar
 
 Row = tuple[float, int, float]
 """Return, steps and last reward of an episode."""
+
+
+def play_alone(environment: gymnasium.Env, act: Callable[[], Any]) -> Row:
+    """Play an episode, already reset, to its end; `act` chooses every action without seeing observations."""
+    total, steps, reward, over = 0.0, 0, 0.0, False
+    while not over:
+        _, reward, terminated, truncated, _ = environment.step(act())
+        total, steps, over = total + float(reward), steps + 1, terminated or truncated
+    return total, steps, float(reward)
 
 
 def play_players(

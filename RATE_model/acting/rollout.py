@@ -252,6 +252,11 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(error)
 
 
+def named_error(name: str, values: np.ndarray) -> dict[str, float]:
+    """The standard error of the mean of values `(n,)`, by this name; empty for a single value."""
+    return {name: mean_and_error(values)[1]} if len(values) > 1 else {}
+
+
 def format_mean_and_error(mean: float, error: float | None, digits: int = 2) -> str:
     """A mean and its standard error, as 8.25 ± 0.81; the mean alone without an error."""
     return f"{mean:.{digits}f}" + ("" if error is None or np.isnan(error) else f" ± {error:.{digits}f}")

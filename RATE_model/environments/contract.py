@@ -33,7 +33,7 @@ from torch import Tensor
 
 from RATE_model.acting.controls import memory_conditions
 from RATE_model.acting.evaluation import Acting, play_cases
-from RATE_model.acting.rollout import BatchActor, Episodes, mean_and_error, rollout
+from RATE_model.acting.rollout import BatchActor, Episodes, named_error, rollout
 from RATE_model.acting.vector import FrozenVectorEnv
 from RATE_model.agent import Agent
 from RATE_model.cli.options import load_yaml, parse_options, typed_values
@@ -529,9 +529,8 @@ class Environment(ABC):
 
     def figures(self, case: Case, episodes: Episodes, evaluation: Evaluation) -> dict[str, float]:
         """The columns that the inference script prints and writes for a case, by name."""
-        mean, error = mean_and_error(episodes.returns)
-        figures = {"mean_return": mean, "mean_steps": float(episodes.lengths.mean())}
-        return figures | ({"standard_error": error} if len(episodes.returns) > 1 else {})
+        figures = {"mean_return": float(episodes.returns.mean()), "mean_steps": float(episodes.lengths.mean())}
+        return figures | named_error("standard_error", episodes.returns)
 
     def description(self, evaluation: Evaluation) -> str:
         """A description of what is played, for the first line of an evaluation."""

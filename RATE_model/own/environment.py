@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from RATE_model.acting.rollout import Episodes, mean_and_error
+from RATE_model.acting.rollout import Episodes, named_error
 from RATE_model.acting.vector import step_limit
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import changeable
@@ -190,9 +190,8 @@ class OwnEnvironment(Environment):
     ) -> dict[str, float]:
         """Return, its standard error, and length."""
         episodes = played[None]
-        mean, error = mean_and_error(episodes.returns)
-        found = {"eval_return": mean, "eval_length": float(episodes.lengths.mean())}
-        return found | ({"eval_sem": error} if len(episodes.returns) > 1 else {})
+        found = {"eval_return": float(episodes.returns.mean()), "eval_length": float(episodes.lengths.mean())}
+        return found | named_error("eval_sem", episodes.returns)
 
     def headlines(self, config: Config) -> Mapping[str, str]:
         """The return."""

@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from RATE_model.acting.players import Row, play_players
+from RATE_model.acting.players import Row, play_alone, play_players
 from VizDoom.VizDoom_src.engine import Surroundings, vizdoom
 from VizDoom.VizDoom_src.env import NUM_ACTIONS, PUBLISHED_CAP, VizDoomTwoColorsEnv
 from VizDoom.VizDoom_src.evaluate import EPISODES, Played, colour_options, evaluation_seeds, is_red
@@ -103,12 +103,10 @@ def _play(game: VizDoomTwoColorsEnv, player: Baseline, seed: int, is_red: bool) 
     game.reset(seed=seed, options=colour_options(game.scenario, is_red))
     generator = np.random.default_rng([seed, EXPERT_STREAM])
     expert = Expert(player.view) if player.view else None
-    total, steps, reward, over = 0.0, 0, 0.0, False
-    while not over:
+
+    def act() -> int:
         if expert is None:
-            action = int(generator.integers(NUM_ACTIONS))
-        else:
-            action = expert.act(player.told(game.surroundings(), is_red))
-        _, reward, terminated, truncated, _ = game.step(action)
-        total, steps, over = total + reward, steps + 1, terminated or truncated
-    return total, steps, reward
+            return int(generator.integers(NUM_ACTIONS))
+        return expert.act(player.told(game.surroundings(), is_red))
+
+    return play_alone(game, act)

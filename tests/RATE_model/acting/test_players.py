@@ -3,9 +3,10 @@
 from functools import partial
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 
-from RATE_model.acting.players import play_players
+from RATE_model.acting.players import play_alone, play_players
 
 
 def play(log: Path, player: str, seeds: list[int]) -> list[tuple[float, int, float]]:
@@ -35,3 +36,17 @@ def test_players_are_played_once(tmp_path):
     assert returns("expert", "random") == both and played() == 6
     assert returns("expert", made=2)["expert"] == both["expert"] and played() == 9, "another version"
     assert returns("random", episodes=4)["random"] == both["random"][:4] and played() == 11
+
+
+class Countdown(gymnasium.Env):
+    """Rewards the action taken, and ends when the actions have summed up to 6."""
+
+    left = 6
+
+    def step(self, action: int):
+        self.left -= action
+        return None, action, self.left <= 0, False, {}
+
+
+def test_an_episode_played_alone():
+    assert play_alone(Countdown(), iter([1, 2, 4, 8]).__next__) == (7.0, 3, 4.0)

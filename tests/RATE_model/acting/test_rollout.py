@@ -7,7 +7,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import nn
 
 from RATE_model.acting.actor import Actor
-from RATE_model.acting.rollout import evaluating, group_cases, mean_and_error, rollout, rollout_alternating
+from RATE_model.acting.rollout import evaluating, group_cases, mean_and_error, named_error, rollout, rollout_alternating
 from tests.small_models import K, small_model
 
 
@@ -172,5 +172,7 @@ def test_evaluating_restores_the_mode_of_the_model_even_after_an_error(training)
 def test_mean_and_error():
     mean, error = mean_and_error(np.array([1.0, 2.0, 3.0, 6.0]))
     assert mean == 3.0 and error == pytest.approx(np.sqrt(14 / 3) / 2)
+    assert named_error("sem", np.array([1.0, 2.0, 3.0, 6.0])) == {"sem": error}
     mean, error = mean_and_error(np.array([0.5]))
     assert mean == 0.5 and np.isnan(error)
+    assert named_error("sem", np.array([0.5])) == {}
