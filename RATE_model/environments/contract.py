@@ -216,7 +216,7 @@ class Environment(ABC):
     bookkeeping: ClassVar[Sequence[str]] = ()
     # A static method that imports what playing needs, and raises UserError if a package is missing
     packages: ClassVar[Callable[[], object]] = staticmethod(lambda: None)
-    # Metrics of metrics.jsonl to draw when a run ends
+    # Metrics of metrics.jsonl to draw when a run ends; see `curve_metrics`
     curves: ClassVar[Sequence[str]] = ("train_loss", "train_accuracy")
 
     def __init_subclass__(cls) -> None:
@@ -359,6 +359,10 @@ class Environment(ABC):
         """
         return {}
 
+    def curve_metrics(self, config: Any) -> Sequence[str]:
+        """Metrics of metrics.jsonl to draw when a run ends: by default `curves`."""
+        return self.curves
+
     def success_lines(self, config: Any) -> Mapping[str, str]:
         """Results of a run to draw by case: the label of a line -> the name in `metrics`, with {} for the case."""
         return {}
@@ -368,12 +372,12 @@ class Environment(ABC):
         return None
 
     def draw_run(self, directory: Path, agent: Agent, config: Any, result: Mapping[str, Any]) -> None:
-        """Draw the figures of a finished run into its plots/: curves of metrics.jsonl, and `success_lines`, if any."""
+        """Draw the figures of a finished run into its plots/: `curve_metrics`, and `success_lines`, if any."""
         from RATE_model.plots import plot_curves, plot_success_by_length
         from RATE_model.plots.success import rates_by_case
 
         plots, label = directory / "plots", config.model.model_mode
-        plot_curves({label: directory / "metrics.jsonl"}, plots / "curves.png", self.curves)
+        plot_curves({label: directory / "metrics.jsonl"}, plots / "curves.png", self.curve_metrics(config))
         lines = {line: rates_by_case(result, name) for line, name in self.success_lines(config).items()}
         if any(lines.values()):
             plot_success_by_length(

@@ -224,10 +224,19 @@ class ViZDoomTwoColors(Environment):
         """Players without a model, unless turned off."""
         return {label: protocol.figures(played) for label, played in _baselines(evaluation).items()}
 
+    def curve_metrics(self, config: Config) -> Sequence[str]:
+        """Also the returns by colour."""
+        return (*self.curves, *(f"ReturnsMean_{colour}_{config.task.target_return:g}" for colour in protocol.COLOURS))
+
     def draw_run(self, directory: Path, agent: Agent, config: Config, result: Mapping[str, Any]) -> None:
         """Curves, and returns by colour if known."""
-        label, target = config.model.model_mode, config.task.target_return
-        pictures.draw_run(directory, result, label=label, target_return=target)
+        super().draw_run(directory, agent, config, result)
+        names = {colour: f"{colour}_{config.task.target_return:g}" for colour in protocol.COLOURS}
+        if f"ReturnsMean_{names['red']}" in result:
+            bars = {
+                colour: (result[f"ReturnsMean_{name}"], result[f"ReturnsSEM_{name}"]) for colour, name in names.items()
+            }
+            pictures.returns_by_colour({config.model.model_mode: bars}, directory / "plots" / "returns_by_colour.png")
 
     def draw(self, folder: Path, evaluation: Evaluation) -> Sequence[Path]:
         """Returns by colour: with and without memory, with twins' memories swapped, and of other players."""

@@ -1,4 +1,4 @@
-"""Pictures for ViZDoom-Two-Colors: curves, returns by colour, and video frames."""
+"""Pictures for ViZDoom-Two-Colors: returns by colour, and video frames."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 
 from RATE_model.acting.rollout import mean_and_error
 from RATE_model.acting.video import with_caption
-from RATE_model.plots import plot_bars, plot_curves
+from RATE_model.plots import plot_bars
 from VizDoom.VizDoom_src.env import VizDoomTwoColorsEnv
 from VizDoom.VizDoom_src.evaluate import COLOURS, Played
 from VizDoom.VizDoom_src.expert import FULL_HEALTH
@@ -15,28 +15,6 @@ from VizDoom.VizDoom_src.expert import FULL_HEALTH
 BAR_COLOURS = {"red": "#D55E00", "green": "#009E73"}
 _DRAWN = {True: (235, 30, 30), False: (40, 220, 60)}
 _BAND = 24  # pixels, height of the band below a picture
-
-
-def draw_run(directory: Path, result: Mapping[str, float], *, label: str, target_return: float) -> list[Path]:
-    """Draw a finished run into its plots/: training curves, and returns by colour if it was evaluated.
-
-    Args:
-        directory: the run's directory.
-        result: its last evaluation.
-        label: the run's name.
-        target_return: the target return of that evaluation.
-
-    Returns:
-        Paths of the PNGs.
-    """
-    plots, asked = directory / "plots", f"{target_return:g}"
-    names = {colour: f"ReturnsMean_{colour}_{asked}" for colour in COLOURS}
-    curves = {label: directory / "metrics.jsonl"}
-    paths = [plot_curves(curves, plots / "curves.png", ("train_loss", "train_accuracy", *names.values()))]
-    if names["red"] in result:
-        bars = {colour: (result[name], result[f"ReturnsSEM_{colour}_{asked}"]) for colour, name in names.items()}
-        paths.append(returns_by_colour({label: bars}, plots / "returns_by_colour.png"))
-    return paths
 
 
 def bars_of(played: Played) -> dict[str, tuple[float, float]]:

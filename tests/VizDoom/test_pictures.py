@@ -5,15 +5,16 @@ import pytest
 
 pytest.importorskip("vizdoom")
 
+from RATE_model import plots
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.rollout import Episodes
 from RATE_model.environments.contract import Evaluation
 from tests.small_models import small_model
 from VizDoom.VizDoom_src import pictures
 from VizDoom.VizDoom_src.env import SPEC
-from VizDoom.VizDoom_src.environment import ENVIRONMENT, Games
+from VizDoom.VizDoom_src.environment import ENVIRONMENT, Config, Games, Task
 from VizDoom.VizDoom_src.evaluate import Played
-from VizDoom.VizDoom_src.pictures import draw_run, returns_by_colour
+from VizDoom.VizDoom_src.pictures import returns_by_colour
 from VizDoom.VizDoom_src.scenario import Scenario
 
 PLAYED = Played(
@@ -23,24 +24,25 @@ PLAYED = Played(
 
 def test_run_has_curves_and_returns_by_colour(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(pictures, "plot_bars", lambda groups, path, **rest: drawn.update(groups) or path)
+    monkeypatch.setattr(pictures, "plot_bars", lambda groups, path, **rest: drawn.update(groups, path=path))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train_loss": 0.5, "train_accuracy": 0.1}\n')
-    assert [path.name for path in draw_run(tmp_path, {"validation_loss": 0.1}, label="RATE", target_return=56.5)] == [
-        "curves.png"
-    ]
+    ENVIRONMENT.draw_run(tmp_path, None, Config(), {"validation_loss": 0.1})
+    assert [path.name for path in (tmp_path / "plots").iterdir()] == ["curves.png"] and not drawn
     result = {"ReturnsMean_56.5": 9.0}
     for colour, mean in (("red", 3.0), ("green", 15.0)):
         result |= {f"ReturnsMean_{colour}_56.5": mean, f"ReturnsSEM_{colour}_56.5": mean / 10}
-    paths = draw_run(tmp_path, result, label="RATE", target_return=56.5)
-    assert paths == [tmp_path / "plots" / name for name in ("curves.png", "returns_by_colour.png")]
+    ENVIRONMENT.draw_run(tmp_path, None, Config(), result)
+    assert drawn.pop("path") == tmp_path / "plots" / "returns_by_colour.png"
     assert drawn == {"RATE": {"red": (3.0, 0.3), "green": (15.0, 1.5)}}
-    assert draw_run(tmp_path, result, label="RATE", target_return=10)[1:] == [], "nothing was asked for this return"
+    drawn.clear()
+    ENVIRONMENT.draw_run(tmp_path, None, Config(task=Task(target_return=10)), result)
+    assert not drawn, "nothing was asked for this return"
 
 
 def test_curves_show_both_colours(tmp_path, monkeypatch):
     names = []
-    monkeypatch.setattr(pictures, "plot_curves", lambda files, path, shown: names.extend(shown) or path)
-    draw_run(tmp_path, {}, label="RATE", target_return=56.5)
+    monkeypatch.setattr(plots, "plot_curves", lambda files, path, shown: names.extend(shown) or path)
+    ENVIRONMENT.draw_run(tmp_path, None, Config(), {})
     assert names == ["train_loss", "train_accuracy", "ReturnsMean_red_56.5", "ReturnsMean_green_56.5"]
 
 
