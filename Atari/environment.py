@@ -118,7 +118,7 @@ class Atari(Environment):
     aliases = {"num_mem_tokens": "nmt", "save_path": "output_dir"}
     data_seeds = range(FIRST_DATA_SEED, 2**31)
     first_seed = 2**31
-    packages = staticmethod(ale_py)
+    check_packages = staticmethod(ale_py)
     curves = ("train_loss", "train_accuracy", "eval_return")
 
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:

@@ -94,7 +94,7 @@ class MemoryMaze(Environment):
     episode_counts = range(1, protocol.MAX_EPISODES + 1)
     data_seeds = range(FIRST_DATA_SEED, SEED_LIMIT)
     bookkeeping = ("random", "player")
-    packages = staticmethod(check_installed)
+    check_packages = staticmethod(check_installed)
 
     def load(self, config: Config) -> TrainingData:
         """Windows as long as a trajectory. There is one stage, with all segments."""

@@ -110,7 +110,7 @@ class MinigridMemory(Environment):
     twins = ("cue", CUES)
     outcome = "success"
     chance_rate = 0.5  # one of the two arms is right
-    packages = staticmethod(minigrid_package)
+    check_packages = staticmethod(minigrid_package)
 
     def load(self, config: Config) -> TrainingData:
         """Windows for a stage of s segments: the episodes that fit, padded; at least ten batches per stage."""

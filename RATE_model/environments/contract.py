@@ -214,8 +214,6 @@ class Environment(ABC):
     # Arrays of its data, besides seeds and the expert's actions, that say how a step was made and nothing about the
     # world; `RATE_model.diagnose` probes them only if they are named
     bookkeeping: ClassVar[Sequence[str]] = ()
-    # A static method that imports what playing needs, and raises UserError if a package is missing
-    packages: ClassVar[Callable[[], object]] = staticmethod(lambda: None)
     # Metrics of metrics.jsonl to draw when a run ends; see `curve_metrics`
     curves: ClassVar[Sequence[str]] = ("train_loss", "train_accuracy")
 
@@ -328,9 +326,9 @@ class Environment(ABC):
         if makes or config.task.online_inference or config.task.last_inference:
             self.check_packages()
 
-    def check_packages(self) -> None:
-        """Raise a UserError if a package that playing needs is missing."""
-        type(self).packages()
+    @staticmethod  # noqa: B027  there may be nothing to check
+    def check_packages() -> object:
+        """Raise a UserError if a package that playing needs is missing; what it returns does not matter."""
 
     def batch_metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor | Share]:
         """Metrics of a training batch with discrete actions: accuracy over all steps."""

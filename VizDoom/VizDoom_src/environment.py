@@ -116,7 +116,7 @@ class ViZDoomTwoColors(Environment):
     # More would not use more cores, and every engine takes about 20 MB.
     max_environments = 50
     twins = ("is_red", (True, False))
-    packages = staticmethod(vizdoom)
+    check_packages = staticmethod(vizdoom)
 
     def read_config(self, argv: Sequence[str] | None = None) -> Config:
         """The run's record includes the graphics."""
