@@ -156,21 +156,27 @@ class _Leave(RaisedBySignal, SystemExit):
         self.code = 128 + signal.Signals[name]
 
 
-# Whether this worker process is at work on a task.
-_busy = False
+# Whether this worker process is at work on a task, and whether it has been asked to stop.
+_busy = _asked = False
 
 
 def _busy_with(work: Callable[[Task], Result], task: Task) -> Result:
     """``work(task)``, in a worker."""
     global _busy
-    _busy = True
     try:
+        _busy = True
+        if _asked:
+            raise _Leave("SIGALRM")
         return work(task)
     finally:
         _busy = False
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    if not _busy:  # perhaps halfway through reading a task: an exception would let the next worker read on from there
-        os._exit(128 + number)
-    raise _Leave(signal.Signals(number).name)
+    """Leave the task. Between tasks the worker may be halfway through a message, and the other end of the pipe would
+    wait for the rest of it, so there it goes on to the next task, which `_busy_with` refuses, or to the last message,
+    which ends it."""
+    global _asked
+    _asked = True
+    if _busy:
+        raise _Leave(signal.Signals(number).name)

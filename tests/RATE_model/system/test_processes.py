@@ -117,13 +117,27 @@ def test_an_unwritable_path_is_refused_early(tmp_path):
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_only_work_is_unwound_when_workers_are_stopped(busy):
-    """An idle worker may be halfway through reading a task, of which another one would then read the rest."""
+def test_a_worker_asked_to_stop_leaves_its_task_or_refuses_the_next(busy):
+    """Between tasks it may be halfway through a message, and must complete it."""
     stop = "processes._leave(signal.SIGALRM, None)"
-    asked = f"processes._busy_with(lambda task: {stop}, 0)" if busy else stop
+    first = f"processes._busy_with(lambda task: {stop}, 0)" if busy else f"{stop}; print('went on', flush=True)"
     program = (
         f"import signal\nfrom RATE_model.system import processes\n"
-        f"try:\n    {asked}\nfinally:\n    print('unwound', flush=True)"
+        f"try:\n    {first}\n    processes._busy_with(print, 'started')\nfinally:\n    print('unwound', flush=True)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.stdout, done.stderr, done.returncode) == ("unwound\n" if busy else "", "", 128 + signal.SIGALRM)
+    printed = "unwound\n" if busy else "went on\nunwound\n"
+    assert (done.stdout, done.stderr, done.returncode) == (printed, "", 128 + signal.SIGALRM)
+
+
+def _large(number):
+    return bytes(50_000_000)
+
+
+def test_stopping_does_not_cut_a_result_that_is_being_sent():
+    """The other end of the pipe would wait for the rest of it for ever."""
+    start = time.monotonic()
+    for _ in range(3):
+        with contextlib.closing(in_order(_large, range(50), 2)) as results:
+            next(results)
+    assert multiprocessing.active_children() == [] and time.monotonic() - start < 60
