@@ -107,7 +107,8 @@ def budget(label: str) -> tuple[str, ...]:
 
 _TMAZE_FAST = ("--config", "TMaze_new/TMaze_new_src/config_fast.yaml")
 # kNN stores what it sees and learns only a linear head: a few batches do.
-_TMAZE_EXTRA = {"TrXL": ("--mem_len", "270"), "DT": ("--slide", "30"), "kNN": ("--stage_batches", "30")}
+_KNN = {"kNN": ("--stage_batches", "30")}
+_TMAZE_EXTRA = {"TrXL": ("--mem_len", "270"), "DT": ("--slide", "30"), **_KNN}
 _MINIGRID_FAST = ("--config", "MinigridMemory/MinigridMemory_src/config_fast.yaml")
 # T-Maze's other tasks: flags, and the lengths to evaluate, of which the first is the longest in training. Endless
 # episodes are not conditioned on returns: the return of 500 junctions does not occur in training. They have 5, 50 and
@@ -196,7 +197,7 @@ SECTIONS = {
         study(
             MINIGRID,
             (*_MINIGRID_FAST, "--curriculum_batches", "2400", "--final_sizes", *map(str, SIZES + LARGE_SIZES)),
-            {"TrXL": ("--mem_len", "240"), "DT": ("--slide", "20")},
+            {"TrXL": ("--mem_len", "240"), "DT": ("--slide", "20"), **_KNN},
         ),
         SIZES + LARGE_SIZES,
         "size of the maze",
