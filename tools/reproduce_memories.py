@@ -150,7 +150,7 @@ SECOND_TRIES: dict[str, tuple[str, ...]] = {
     "mLSTM, forget bias 12": ("--mlstm_forget_bias", "12"),
     "SHM, calibration 0": ("--shm_calibration", "0"),
     "Mamba, delta_min 1e-05": ("--mamba_delta_min", "1e-5"),
-    # As few as ELMUR's.
+    # Few, as in ELMUR: each is overwritten many times in training.
     "DNC, 4 slots": ("--dnc_slots", "4"),
     # Nothing in its equations bounds it: trained longer at the longest episodes, which is where states become stable.
     "RMT, 500 more batches": ("--anneal_batches", "650"),
