@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from Atari.games import Game
-from RATE_model.acting.rollout import BatchActor, Episodes, Memoryless, named_error
+from RATE_model.acting.rollout import BatchActor, Episodes, Memoryless, error_entry
 from RATE_model.errors import UserError
 
 
@@ -49,7 +49,11 @@ def metrics(played: Episodes, game: Game) -> dict[str, float]:
     `eval_return` and `eval_std` are the published names. Scores exist only for games with a measured human player.
     """
     mean = float(played.returns.mean())
-    result = {"eval_return": mean, "eval_std": float(np.std(played.returns)), **named_error("eval_sem", played.returns)}
+    result = {
+        "eval_return": mean,
+        "eval_std": float(np.std(played.returns)),
+        **error_entry("eval_sem", played.returns),
+    }
     result["eval_length"] = float(np.mean(played.lengths))
     if (score := game.normalised_score(mean)) is not None:
         result["normalised_score"] = float(score)

@@ -26,7 +26,7 @@ from Atari.experts import expert
 from Atari.games import GAMES, Game
 from Atari.generate_dataset import DATA as OWN_DATA
 from Atari.generate_dataset import GenerateOptions
-from RATE_model.acting.players import play_alone
+from RATE_model.acting.players import play_episode
 from RATE_model.cli.options import exit_on_user_error
 from RATE_model.cli.reproduce import Study, cell
 from RATE_model.cli.returns_page import Part, ReturnsPage, of_returns
@@ -68,7 +68,7 @@ def expert_returns(game: Game) -> np.ndarray:
         player = expert(game, np.random.default_rng(int(seed)))
         environment.reset(seed=int(seed))
         player.reset(environment)
-        total, _, _ = play_alone(environment, partial(player.act, environment))
+        total, _, _ = play_episode(environment, partial(player.act, environment))
         returns.append(total)
     environment.close()
     return np.array(returns)

@@ -207,6 +207,8 @@ class MuJoCo(Environment):
         """The robot, from a camera that follows it. Raises UserError if OpenGL is missing or broken."""
         try:
             return super().frame(environment, observation, caption)
+        except UserError:
+            raise
         except Exception as error:  # its type depends on where OpenGL fails
             raise pictures.cannot_draw(error) from error
 

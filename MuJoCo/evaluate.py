@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from MuJoCo.tasks import Robot
-from RATE_model.acting.rollout import Episodes, named_error
+from RATE_model.acting.rollout import Episodes, error_entry
 
 
 def metrics(played: Mapping[str, Episodes], robot: Robot) -> dict[str, float]:
@@ -23,6 +23,10 @@ def metrics(played: Mapping[str, Episodes], robot: Robot) -> dict[str, float]:
             ("return", episodes.returns),
             ("length", episodes.lengths),
         ):
-            figures = {"MEAN": float(values.mean()), "STD": float(np.std(values)), **named_error("SEM", values)}
+            figures = {
+                "MEAN": float(values.mean()),
+                "STD": float(np.std(values)),
+                **error_entry("SEM", values),
+            }
             result |= {f"{prefix}{name}_{kind}": value for kind, value in figures.items()}
     return result

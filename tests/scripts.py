@@ -13,7 +13,7 @@ def train_script(module: ModuleType) -> Any:
     environment = module.ENVIRONMENT
     return Namespace(
         __name__=module.__name__,
-        PUBLISHED=environment.published,
+        PUBLISHED=environment.published_values(),
         read_config=environment.read_config,
         run_directory=partial(training.run_directory, environment),
         check=partial(training.check, environment),

@@ -121,7 +121,7 @@ def test_vector_equals_single_environments(name, environment):
 
 def test_published_training_has_unperturbed_data(environment, tmp_path):
     """It learns from recorded actions, those of a flawed expert included."""
-    if not environment.published:
+    if not environment.published_values():
         pytest.skip("has no published training")
     flaws = getattr(environment.config().data, "flaws", ())
     setting = tmp_path / "setting.yaml"

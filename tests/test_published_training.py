@@ -176,7 +176,7 @@ def test_own_environment_declares_published_values(tmp_path, declared):
         members["published"] = values
     (tmp_path / "config.yaml").write_text("learning_rate: 0.25\n")
     environment = type("Own", (CartPole,), members)()
-    assert environment.published == (PUBLISHED_TRAINING if declared == "file" else {}) | values
+    assert environment.published_values() == (PUBLISHED_TRAINING if declared == "file" else {}) | values
     config = to_flat_dict(environment.read_config(["--published", "true"]))
     assert (config["learning_rate"], config["seed"]) == (0.5, 7)
     assert config["weight_decay_on"] == ("all" if declared == "file" else "matrices")

@@ -19,7 +19,7 @@ from MemoryMaze.MemoryMaze_src.generate import EXPERTS_VERSION, PlayerOfMix, sim
 from MemoryMaze.MemoryMaze_src.generate import play as play_expert
 from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
 from RATE_model.acting.players import Row, play_players
-from RATE_model.acting.rollout import Episodes, named_error
+from RATE_model.acting.rollout import Episodes, error_entry
 from RATE_model.system import cache
 
 TARGET_RETURN = 18.1
@@ -94,11 +94,11 @@ def metrics(episodes: Episodes, *, target_return: float) -> dict[str, float]:
         f"LifeTimeMean_{name}": float(episodes.lengths.mean()),
         f"ReturnsMax_{name}": float(episodes.returns.max()),
         f"ReturnsMean_{name}": float(episodes.returns.mean()),
-        **named_error(f"ReturnsSEM_{name}", episodes.returns),
+        **error_entry(f"ReturnsSEM_{name}", episodes.returns),
     }
 
 
 def figures(returns: np.ndarray) -> dict[str, float]:
     """Statistics of the balls (E,) that a player found: mean, its standard error, minimum and maximum."""
-    mean = {"mean_return": float(returns.mean()), **named_error("standard_error", returns)}
+    mean = {"mean_return": float(returns.mean()), **error_entry("standard_error", returns)}
     return mean | {"min_return": float(returns.min()), "max_return": float(returns.max())}

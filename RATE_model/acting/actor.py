@@ -85,7 +85,6 @@ class Actor:
         self._target = torch.empty(batch_size, device=self._device)
         self._fresh = np.ones(batch_size, dtype=bool)  # rows at the start of an episode
         self._logits: Tensor | None = None  # of the last step
-        self._dropped_not_finite = 0
         dtype = torch.bfloat16 if uses_bfloat16(self._device, precision) else agent.encoder.parameter_dtype
         options = StepOptions(window=window, slide=slide, transform=transform_memory, record=record)
         with torch.inference_mode(), autocast(self._device, precision):
@@ -113,27 +112,23 @@ class Actor:
             self._target[index] = target.expand(self.batch_size)[index] if target.ndim == 0 else target
         self._rtg[index] = self._target[index]
         self._fresh[rows] = True
-        if len(rows) == self.batch_size:
-            self._logits, self._dropped_not_finite = None, 0
         self._stepper.reset(rows)
 
     def keep(self, rows: np.ndarray) -> None:
         """Continue with a subset of rows, `(b,)` indices in the new order, so that finished episodes cost nothing."""
         index = torch.as_tensor(rows, device=self._device)
-        if self._logits is not None:
-            before, self._logits = self.not_finite, self._logits[index]
-            self._dropped_not_finite += before - self.not_finite
+        self._logits = None if self._logits is None else self._logits[index]
         with torch.inference_mode():
             self._rtg, self._target = self._rtg[index], self._target[index]
             self._stepper.keep(rows)
         self._fresh = self._fresh[rows]
         self.batch_size = len(rows)
 
-    @property
-    def not_finite(self) -> int:
-        """How many rows, those dropped among them, had logits at their last step that are not finite."""
-        logits = self._logits
-        return self._dropped_not_finite + (0 if logits is None else int((~logits.isfinite()).any(-1).sum()))
+    def finite(self) -> np.ndarray:
+        """Which rows decided by finite numbers at the last step, `(B,)` bool. A memory may overflow."""
+        if self._logits is None:
+            return np.ones(self.batch_size, dtype=bool)
+        return self._logits.isfinite().all(-1).cpu().numpy()
 
     def act(
         self,
@@ -157,7 +152,9 @@ class Actor:
         elif self.greedy:
             actions = logits.argmax(-1)
         else:
-            actions = torch.multinomial(logits.softmax(-1), 1, generator=self._generator).squeeze(1)
+            # Of a row that is not finite any action: all are equally likely.
+            probabilities = logits.softmax(-1).nan_to_num(1.0)
+            actions = torch.multinomial(probabilities, 1, generator=self._generator).squeeze(1)
         self.take(actions)
         return actions.cpu().numpy()
 

@@ -25,8 +25,8 @@ Row = tuple[float, int, float]
 """Return, steps and last reward of an episode."""
 
 
-def play_alone(environment: gymnasium.Env, act: Callable[[], Any]) -> Row:
-    """Play an episode, already reset, to its end; `act` chooses every action without seeing observations."""
+def play_episode(environment: gymnasium.Env, act: Callable[[], Any]) -> Row:
+    """Play an episode, already reset, to its end; `act` chooses every action, by what it knows of the game."""
     total, steps, reward, over = 0.0, 0, 0.0, False
     while not over:
         _, reward, terminated, truncated, _ = environment.step(act())

@@ -155,7 +155,7 @@ def _play(
         raise ValueError("rollout needs environments with AutoresetMode.DISABLED")
     count = environments.num_envs
     returns, lengths, last = np.zeros(count), np.zeros(count, dtype=np.int64), np.zeros(count)
-    rewards = np.zeros(count)
+    rewards, overflowed = np.zeros(count), 0
     rows = np.arange(count)  # the environments that still have a row in the actor
     actions: np.ndarray | None = None
     if not (running := distributed.episode_mask(count)).all():
@@ -175,7 +175,9 @@ def _play(
             returns += np.where(running, rewards, 0.0)
             last = np.where(running, rewards, last)
             lengths += running
-            running &= ~(terminated | truncated)
+            ended = terminated | truncated
+            overflowed += _overflowed(actor, (running & ended)[rows])
+            running &= ~ended
             bar.update()
             if not running.any():
                 break
@@ -183,19 +185,24 @@ def _play(
             if compact and kept.mean() <= _COMPACT:
                 actor.keep(np.flatnonzero(kept))
                 rows = rows[kept]
-    _warn_of_overflow(actor, description)
-    return Episodes(returns, lengths, last)
-
-
-def _warn_of_overflow(actor: BatchActor, description: str) -> None:
-    """A memory that is not stable may overflow in episodes longer than those of training."""
-    if lost := getattr(actor, "not_finite", 0):
+    overflowed += _overflowed(actor, running[rows])
+    if overflowed:
         print(
-            f"warning: {description}: {lost} episodes ended with action logits that are not finite (the memory "
-            "overflowed), so their last actions mean nothing",
+            f"warning: {description}: the agent's outputs were not finite at the end of {overflowed} of {count} "
+            "episodes (its memory overflowed), so its last actions there mean nothing",
             file=sys.stderr,
             flush=True,
         )
+    return Episodes(returns, lengths, last)
+
+
+def _overflowed(actor: BatchActor, rows: np.ndarray) -> int:
+    """How many of these rows, `(B,)` bool, the actor decided by numbers that are not finite at the last step.
+
+    A memory that is not stable may overflow in episodes longer than those of training.
+    """
+    finite = getattr(actor, "finite", None)
+    return int((rows & ~finite()).sum()) if finite is not None and rows.any() else 0
 
 
 def rollout_alternating(
@@ -252,7 +259,7 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(error)
 
 
-def named_error(name: str, values: np.ndarray) -> dict[str, float]:
+def error_entry(name: str, values: np.ndarray) -> dict[str, float]:
     """The standard error of the mean of values `(n,)`, by this name; empty for a single value."""
     return {name: mean_and_error(values)[1]} if len(values) > 1 else {}
 

@@ -345,7 +345,7 @@ class CurriculumOptions(Ranged):
     streak: Count = 10
     # With --curr adaptive: end an unsolved stage after this many batches
     stage_batches: Count = 1000
-    # With --curr adaptive: after this many batches in all, skip the stages that are left and anneal; none = no limit
+    # With --curr adaptive: after this many batches in all, skip the remaining stages and anneal; none = no limit
     curriculum_batches: Count | None = None
     # Batches over which --curr adaptive anneals the learning rate to zero
     anneal_batches: Count = 150

@@ -105,7 +105,8 @@ class DataMaker(ABC, Generic[Options]):
     pattern: ClassVar[str] = PATTERN
     # Advice for a missing or invalid file
     hint: ClassVar[str] = "Delete it, or name another --data_path; without --data_path, training makes its data."
-    # For `whole_windows`: the share of episodes to train on, and advice if none is as long as asked
+    # For `whole_windows`: the share of episodes to train on, and advice if none is as long as asked, which may contain
+    # {size}, the steps asked for
     training_fraction: ClassVar[float] = 0.9
     advice: ClassVar[str] = "Change --segments or --context_length, or choose data of other episodes."
 

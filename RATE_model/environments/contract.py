@@ -33,7 +33,7 @@ from torch import Tensor
 
 from RATE_model.acting.controls import memory_conditions
 from RATE_model.acting.evaluation import Acting, play_cases
-from RATE_model.acting.rollout import BatchActor, Episodes, named_error, rollout
+from RATE_model.acting.rollout import BatchActor, Episodes, error_entry, rollout
 from RATE_model.acting.vector import FrozenVectorEnv
 from RATE_model.agent import Agent
 from RATE_model.cli.options import load_yaml, parse_options, typed_values
@@ -179,8 +179,8 @@ class Environment(ABC):
     # Its flags: those of the train script, and those of playing, shared by training and inference
     config: ClassVar[type[ExperimentConfig]]
     play_options: ClassVar[type[PlayOptions]] = PlayOptions
-    # The values set by --published true, by default those of all environments and those of a published.yaml beside
-    # config.yaml; and the behaviour of runs made before these flags existed
+    # The values set by --published true, in place of those of a published.yaml (see `published_values`); and the
+    # behaviour of runs made before these flags existed
     published: ClassVar[Mapping[str, Any]] = {}
     before: ClassVar[Mapping[str, Any]] = {}
     # Aliases of its flags
@@ -224,10 +224,14 @@ class Environment(ABC):
             cls.folder = path.parent
         if "checkpoints" not in vars(cls):
             cls.checkpoints = path.parents[max(0, len(names) - 2)] / f"{names[0]}_checkpoints"
-        published = cls.folder / "published.yaml"
-        if "published" not in vars(cls) and published.is_file():
-            values = typed_values(cls.config, load_yaml(published, texts=True), source=str(published))
-            cls.published = PUBLISHED_TRAINING | values
+
+    def published_values(self) -> dict[str, Any]:
+        """The flags that `--published true` sets: `published`, or those of published.yaml beside config.yaml and
+        `PUBLISHED_TRAINING`; empty without either. Raises UserError."""
+        file = self.folder / "published.yaml"
+        if self.published or not file.is_file():
+            return dict(self.published)
+        return PUBLISHED_TRAINING | typed_values(self.config, load_yaml(file, texts=True), source=str(file))
 
     def read_config(self, argv: Sequence[str] | None = None) -> Any:
         """The configuration from the flags (None: the command line). Raises UserError."""
@@ -235,7 +239,7 @@ class Environment(ABC):
             self.config,
             argv=argv,
             config_file=self.folder / "config.yaml",
-            published=dict(self.published) or None,
+            published=self.published_values() or None,
             prog=f"python3 {self.train_script}",
             description=f"Train RATE or a relative on {self.name}.",
             aliases=dict(self.aliases),
@@ -532,7 +536,7 @@ class Environment(ABC):
     def figures(self, case: Case, episodes: Episodes, evaluation: Evaluation) -> dict[str, float]:
         """The columns that the inference script prints and writes for a case, by name."""
         figures = {"mean_return": float(episodes.returns.mean()), "mean_steps": float(episodes.lengths.mean())}
-        return figures | named_error("standard_error", episodes.returns)
+        return figures | error_entry("standard_error", episodes.returns)
 
     def description(self, evaluation: Evaluation) -> str:
         """A description of what is played, for the first line of an evaluation."""
@@ -548,7 +552,7 @@ class Environment(ABC):
 
     def draw(self, folder: Path, evaluation: Evaluation) -> Sequence[Path]:
         """Draw an evaluation, with and without memory: success by case (numbers) if there are any, else returns."""
-        if self.outcome == "success" and self.axis:
+        if self.outcome == "success" and all(isinstance(case, int | float) for case in evaluation.cases):
             return [self.draw_success(folder, evaluation)]
         return [self.draw_returns(folder, evaluation)]
 

@@ -76,9 +76,15 @@ MEMORIES: dict[str, Entry] = {
     "Retrieval": Entry(Retrieval, RetrievalOptions),
 }
 
+
+def modes_of(memories: Mapping[str, Entry]) -> dict[str, Mode]:
+    """The modes named as these memories; RATE's family has others."""
+    return {name: Mode(name) for name in memories if name != "RATE"}
+
+
 MODES: dict[str, Mode] = {
     **{name: Mode("RATE") for name in RATE_MODES},
-    **{name: Mode(name) for name in MEMORIES if name != "RATE"},
+    **modes_of(MEMORIES),
     # The Decision LSTM (Siebenborn et al. 2022, arXiv 2211.14655): return, observation and action enter one by one.
     "DLSTM": Mode("LSTM", fixed={"step_input": "sequence"}),
     "DGRU": Mode("GRU", fixed={"step_input": "sequence"}),

@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from RATE_model.acting.rollout import Episodes, named_error
+from RATE_model.acting.rollout import Episodes, error_entry
 from RATE_model.acting.vector import step_limit
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import changeable
@@ -191,7 +191,7 @@ class OwnEnvironment(Environment):
         """Return, its standard error, and length."""
         episodes = played[None]
         found = {"eval_return": float(episodes.returns.mean()), "eval_length": float(episodes.lengths.mean())}
-        return found | named_error("eval_sem", episodes.returns)
+        return found | error_entry("eval_sem", episodes.returns)
 
     def headlines(self, config: Config) -> Mapping[str, str]:
         """The return."""

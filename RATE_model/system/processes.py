@@ -139,7 +139,8 @@ def begin_worker(stop: multiprocessing.connection.Connection | None = None) -> N
         ready = multiprocessing.connection.wait([alive, *([] if stop is None else [stop])])
         if alive not in ready:
             os.kill(os.getpid(), signal.SIGALRM)
-            multiprocessing.connection.wait([alive], _SECONDS_TO_TIDY_UP)
+            if not multiprocessing.connection.wait([alive], _SECONDS_TO_TIDY_UP) and not _busy:
+                multiprocessing.connection.wait([alive])  # it may be sending; the pool ends it
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
@@ -173,9 +174,8 @@ def _busy_with(work: Callable[[Task], Result], task: Task) -> Result:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """Leave the task. Between tasks the worker may be halfway through a message, and the other end of the pipe would
-    wait for the rest of it, so there it goes on to the next task, which `_busy_with` refuses, or to the last message,
-    which ends it."""
+    """Leave the task. Between tasks, the worker may be halfway through a message that the other end of the pipe waits
+    for. So it carries on: `_busy_with` refuses further tasks, and the pool's closing message ends the worker."""
     global _asked
     _asked = True
     if _busy:

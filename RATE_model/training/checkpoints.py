@@ -157,12 +157,12 @@ def _resolve(path: Path, tag: str | None) -> Path:
 
 
 def run_of(path: Path) -> Path:
-    """The directory of a run that is given by itself, by its checkpoints/, or by one of these."""
-    for place in (path, path.absolute()):
-        for inside in (place, place.parent):
-            if inside.name == "checkpoints":
-                return inside.parent
-    return path
+    """The directory of a run that is given by itself, by its checkpoints/, or by one of these, whatever their folder is
+    called. A path as relative as the given one, unless that is too short."""
+    place = path if len(path.parts) > 2 else path.absolute()
+    if (place / MANIFEST).is_file() or place.parent.name == "checkpoints":
+        return place.parent.parent
+    return place.parent if place.name == "checkpoints" else path
 
 
 def _not_begun(run: Path) -> str:

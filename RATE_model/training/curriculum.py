@@ -92,9 +92,9 @@ class FixedStages:
 class AdaptiveStages:
     """A stage ends when solved (`metric` was 1 for `streak` batches in a row), or unsolved after `max_batches`.
 
-    After `most_batches` in all, the stages that are left are skipped, up to the last one's annealing. After the last
-    stage the learning rate is annealed over `anneal_batches` batches; without that, runs sometimes lost
-    what they had learned about lengths beyond the training data. `solved` says whether all stages were solved.
+    After `total_limit` batches in all, the remaining stages are skipped. After the last stage the learning rate is
+    annealed over `anneal_batches` batches; without that, runs sometimes lost what they had learned about lengths beyond
+    the training data. `solved` says whether all stages were solved.
     """
 
     stages: Sequence[int]
@@ -102,11 +102,11 @@ class AdaptiveStages:
     streak: int
     anneal_batches: int
     max_batches: int
-    most_batches: int | None = None
+    total_limit: int | None = None
     index: int = 0
     row: int = 0
     batches_done: int = 0
-    all_done: int = 0
+    total_done: int = 0
     anneal_left: int | None = None
     solved: bool = True
 
@@ -141,9 +141,9 @@ class AdaptiveStages:
             self.anneal_left -= 1
             return
         self.batches_done += 1
-        self.all_done += 1
+        self.total_done += 1
         self.row = self.row + 1 if metrics[self.metric] == 1 else 0
-        over = self.most_batches is not None and self.all_done >= self.most_batches
+        over = self.total_limit is not None and self.total_done >= self.total_limit
         if self.row < self.streak and self.batches_done < self.max_batches and not over:
             return
         last = len(self.stages) - 1
@@ -159,7 +159,7 @@ class AdaptiveStages:
 
     def state_dict(self) -> dict[str, Any]:
         """The changing state."""
-        names = ("index", "row", "batches_done", "all_done", "anneal_left", "solved")
+        names = ("index", "row", "batches_done", "total_done", "anneal_left", "solved")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -336,11 +336,12 @@ def _prepare(run: Run, config: dict[str, Any]) -> None:
         for folder in (directory, *(directory / name for name in _FOLDERS)):
             clear_leftovers(folder)
         origin = None if run.checkpoint is None else run_of(run.checkpoint)
-        if origin != directory:
+        elsewhere = origin is not None and origin.resolve() != directory.resolve()
+        if origin is None or elsewhere:
             _clear(directory)
         for folder in _FOLDERS:
             (directory / folder).mkdir(parents=True, exist_ok=True)
-        if origin not in (None, directory) and (origin / "metrics.jsonl").exists():
+        if origin is not None and elsewhere and (origin / "metrics.jsonl").exists():
             shutil.copyfile(origin / "metrics.jsonl", directory / "metrics.jsonl")  # its history is this run's too
         atomic_write_text(directory / "config.yaml", redact(to_yaml(config)))
         _rename_damaged_record(directory)

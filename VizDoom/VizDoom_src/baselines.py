@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from RATE_model.acting.players import Row, play_alone, play_players
+from RATE_model.acting.players import Row, play_episode, play_players
 from VizDoom.VizDoom_src.engine import Surroundings, vizdoom
 from VizDoom.VizDoom_src.env import NUM_ACTIONS, PUBLISHED_CAP, VizDoomTwoColorsEnv
 from VizDoom.VizDoom_src.evaluate import EPISODES, Played, colour_options, evaluation_seeds, is_red
@@ -109,4 +109,4 @@ def _play(game: VizDoomTwoColorsEnv, player: Baseline, seed: int, is_red: bool) 
             return int(generator.integers(NUM_ACTIONS))
         return expert.act(player.told(game.surroundings(), is_red))
 
-    return play_alone(game, act)
+    return play_episode(game, act)

@@ -39,7 +39,7 @@ from RATE_model.system import cache
 from VizDoom.VizDoom_src import wad
 from VizDoom.VizDoom_src.wad import CLOSED, ENTER, OPEN, Acs
 
-BUILDER_VERSION = 1  # of this module and wad.py; other versions ignore cached files of this one
+BUILDER_VERSION = 1  # of this module, wad.py and clear.decorate; other versions ignore cached files of this one
 TICS_PER_STEP = 2
 ROOM = (-768.0, -768.0, 512.0, 512.0)  # west, south, east, north; 32 units are about a metre
 START = (-128.0, -448.0)

@@ -2,12 +2,12 @@
 
 from collections.abc import Set
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from RATE_model.cli.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, check_choice
 from RATE_model.errors import UserError
-from RATE_model.memories.contract import MemoryConfig, MemoryOptions
+from RATE_model.memories.contract import MemoryConfig, MemoryOptions, as_wide
 
 Arch = Literal["TrXL", "TrXL-I", "GTrXL"]
 Activation = Literal["relu", "leaky_relu", "elu", "tanh", "no_act"]
@@ -163,6 +163,8 @@ class RATEOptions(MemoryOptions):
     """The RATE family: segments, memory tokens, cached hidden states, memory retention valve."""
 
     makes, prefix = RATEConfig, ""
+    renamed = {"nmt": "num_mem_tokens", "arch_mode": "arch"}
+    derived = {"d_head": as_wide, "d_inner": as_wide}
 
     # Decoder block: post-norm (TrXL), identity-map reordering (TrXL-I) or gated (GTrXL)
     arch_mode: Arch = "TrXL"
@@ -225,22 +227,7 @@ class RATEOptions(MemoryOptions):
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> RATEConfig:
         """The memory of a mode, for trajectories of `segments` segments of `context_length` steps."""
-        config = RATEConfig(
-            n_layer=self.n_layer,
-            n_head=self.n_head,
-            d_model=d_model,
-            d_head=d_model if self.d_head is None else self.d_head,
-            d_inner=d_model if self.d_inner is None else self.d_inner,
-            context_length=context_length,
-            num_mem_tokens=self.nmt,
-            mem_len=self.mem_len,
-            n_head_ca=self.n_head_ca,
-            mrv_act=self.mrv_act,
-            mrv=self.mrv,
-            arch=self.arch_mode,
-            skip_dec_ffn=self.skip_dec_ffn,
-            dropout=dropout,
-            dropatt=self.dropatt,
-            conditioned=conditioned,
-        )
+        shared: dict[str, Any] = {"d_model": d_model, "dropout": dropout, "conditioned": conditioned}
+        config = super().config(mode=mode, context_length=context_length, segments=segments, **shared)
+        assert isinstance(config, RATEConfig)
         return apply_mode(config, mode=mode, segments=segments)

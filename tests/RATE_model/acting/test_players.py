@@ -6,7 +6,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 
-from RATE_model.acting.players import play_alone, play_players
+from RATE_model.acting.players import play_episode, play_players
 
 
 def play(log: Path, player: str, seeds: list[int]) -> list[tuple[float, int, float]]:
@@ -49,4 +49,4 @@ class Countdown(gymnasium.Env):
 
 
 def test_an_episode_played_alone():
-    assert play_alone(Countdown(), iter([1, 2, 4, 8]).__next__) == (7.0, 3, 4.0)
+    assert play_episode(Countdown(), iter([1, 2, 4, 8]).__next__) == (7.0, 3, 4.0)

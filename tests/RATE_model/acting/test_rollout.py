@@ -7,7 +7,14 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import nn
 
 from RATE_model.acting.actor import Actor
-from RATE_model.acting.rollout import evaluating, group_cases, mean_and_error, named_error, rollout, rollout_alternating
+from RATE_model.acting.rollout import (
+    error_entry,
+    evaluating,
+    group_cases,
+    mean_and_error,
+    rollout,
+    rollout_alternating,
+)
 from tests.small_models import K, small_model
 
 
@@ -64,14 +71,24 @@ def test_finished_rows_cost_and_change_nothing(truncate):
     assert len(set(np.concatenate(mazes.history).tolist())) > 1 and (together.returns < 100).all()
 
 
-def test_a_memory_that_overflows_is_reported(capsys):
-    model = small_model()
-    rollout(Actor(model, 3, 1.0), Countdown([2, 5, 5]), seeds=np.arange(3), max_steps=9)
+class Overflowing(Actor):
+    """Its numbers are not finite from the fourth step on."""
+
+    @torch.inference_mode()
+    def observe(self, *arguments) -> torch.Tensor:
+        self.steps = getattr(self, "steps", 0) + 1
+        logits = super().observe(*arguments)
+        return logits.fill_(float("nan")) if self.steps > 3 else logits
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize("compact", [True, False])
+def test_episodes_that_overflow_before_their_end_are_reported(capsys, greedy, compact):
+    played = {"seeds": np.arange(4), "max_steps": 9, "compact": compact, "description": "long mazes"}
+    rollout(Overflowing(small_model(), 4, 1.0, greedy=greedy), Countdown([2, 5, 3, 30]), **played)
+    assert "long mazes: the agent's outputs were not finite at the end of 2 of 4" in capsys.readouterr().err
+    rollout(Actor(small_model(), 4, 1.0, greedy=greedy), Countdown([2, 5, 3, 30]), **played)
     assert capsys.readouterr().err == ""
-    with torch.no_grad():
-        model.head.project.weight.fill_(float("inf"))
-    rollout(Actor(model, 3, 1.0), Countdown([2, 5, 5]), seeds=np.arange(3), max_steps=9, description="long mazes")
-    assert "long mazes: 3 episodes" in capsys.readouterr().err
 
 
 def test_an_episode_ends_at_the_step_limit():
@@ -172,7 +189,7 @@ def test_evaluating_restores_the_mode_of_the_model_even_after_an_error(training)
 def test_mean_and_error():
     mean, error = mean_and_error(np.array([1.0, 2.0, 3.0, 6.0]))
     assert mean == 3.0 and error == pytest.approx(np.sqrt(14 / 3) / 2)
-    assert named_error("sem", np.array([1.0, 2.0, 3.0, 6.0])) == {"sem": error}
+    assert error_entry("sem", np.array([1.0, 2.0, 3.0, 6.0])) == {"sem": error}
     mean, error = mean_and_error(np.array([0.5]))
     assert mean == 0.5 and np.isnan(error)
-    assert named_error("sem", np.array([0.5])) == {}
+    assert error_entry("sem", np.array([0.5])) == {}

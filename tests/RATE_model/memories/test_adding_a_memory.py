@@ -33,7 +33,7 @@ def ema(tmp_path_factory) -> Iterator[ModuleType]:
         names = {**vars(memories), **vars(module)}
         for name, entry in eval(f"{{{MEMORY}}}", names).items():
             patch.setitem(memories.MEMORIES, name, entry)
-            patch.setitem(memories.MODES, name, memories.Mode(name))
+            patch.setitem(memories.MODES, name, memories.modes_of(memories.MEMORIES)[name])
         yield module
 
 

@@ -23,6 +23,7 @@ from RATE_model.training.checkpoints import (
     finish_save,
     load_checkpoint,
     resolve_checkpoint,
+    run_of,
     save_checkpoint,
 )
 
@@ -352,3 +353,22 @@ def test_kill_9_while_saving_never_loses_a_finished_checkpoint(tmp_path: Path) -
 def test_a_too_long_name_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: File name too long"):
         resolve_checkpoint(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("folder", ["checkpoints", "saved"])
+def test_the_run_of_a_checkpoint_is_found_whatever_its_folder_is_called(folder, tmp_path, monkeypatch):
+    step = save_checkpoint(tmp_path / "run" / folder, 3, model_state={}, training_state={})
+    assert run_of(step) == tmp_path / "run" and run_of(tmp_path / "run") == tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    assert run_of(Path("run") / folder / step.name) == Path("run")
+    monkeypatch.chdir(step.parent)
+    assert run_of(Path(step.name)) == tmp_path / "run"
+    monkeypatch.chdir(tmp_path / "run")
+    assert run_of(Path(folder) / step.name) == tmp_path / "run"
+
+
+def test_the_run_of_a_folder_of_checkpoints_is_found(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "run" / "checkpoints", 3, model_state={}, training_state={})
+    assert run_of(tmp_path / "run" / "checkpoints") == run_of(tmp_path / "run" / "checkpoints" / "best")
+    monkeypatch.chdir(tmp_path / "run")
+    assert run_of(Path("checkpoints")) == tmp_path / "run"

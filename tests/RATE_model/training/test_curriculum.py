@@ -78,7 +78,7 @@ def test_a_stage_solved_by_its_last_batch():
 
 
 def test_a_limit_on_all_batches_skips_to_annealing():
-    curriculum = adaptive(stages=(1, 2, 5), most_batches=6)
+    curriculum = adaptive(stages=(1, 2, 5), total_limit=6)
     batches(curriculum, 1, 1, 1, 0, 0)
     assert curriculum.segments == 2 and curriculum.solved
     batches(curriculum, 1)
@@ -88,7 +88,7 @@ def test_a_limit_on_all_batches_skips_to_annealing():
 
 
 def test_the_last_batch_of_all_may_solve_the_last_stage():
-    curriculum = adaptive(most_batches=6)
+    curriculum = adaptive(total_limit=6)
     batches(curriculum, *[1] * 6)
     assert curriculum.annealing and curriculum.solved
 
@@ -115,7 +115,7 @@ VALUES = [0, 1, 1, 1, 0, 1, 1, 0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0]
         lambda: FixedStages([1, 2, 3], epochs=[2, 1, 2]),
         lambda: adaptive(stages=[1, 2, 3], max_batches=5),
         lambda: adaptive(stages=[1, 2]),
-        lambda: adaptive(stages=[1, 2, 3], most_batches=8),
+        lambda: adaptive(stages=[1, 2, 3], total_limit=8),
     ],
 )
 def test_a_curriculum_continues_from_its_state_after_any_batch(make):
