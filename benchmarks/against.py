@@ -37,6 +37,8 @@ from benchmarks.rollout import (  # noqa: E402
     parse_options,
 )
 
+# A round of a short case repeats it for about this long: single runs of a few milliseconds vary too much.
+_ROUND_SECONDS = 0.3
 _FAST = {"n_layer": 2, "n_head": 2, "d_head": 32, "dropout": 0.0}
 _MEMORY = {"mem_len": 90}
 
@@ -117,11 +119,12 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
-    def seconds(self) -> tuple[float, float]:
-        """One run: processor and wall-clock seconds."""
+    def seconds(self, repeats: int = 1) -> tuple[float, float]:
+        """Processor and wall-clock seconds of one run, the mean of some in a row."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        print(file=self._process.stdin, flush=True)
-        processor, clock = map(float, self._process.stdout.readline().split())
+        print("\n" * (repeats - 1), file=self._process.stdin, flush=True)
+        taken = [tuple(map(float, self._process.stdout.readline().split())) for _ in range(repeats)]
+        processor, clock = (sum(kind) / repeats for kind in zip(*taken, strict=True))
         return processor, clock
 
 
@@ -131,9 +134,12 @@ def compare(name: str, options: "Options") -> dict[str, Any]:
     seconds: dict[str, list[tuple[float, float]]] = {who: [] for who in trees}
     with ExitStack() as stack:
         workers = [(who, stack.enter_context(Worker(tree, name, options.threads))) for who, tree in trees.items()]
+        repeats = 1
         for number in range(-2, options.rounds):  # two rounds do not count
             for who, worker in workers[:: 1 if number % 2 else -1]:
-                taken = worker.seconds()
+                taken = worker.seconds(repeats)
+                if number == -1:
+                    repeats = max(1, round(_ROUND_SECONDS / taken[1]))
                 if number >= 0:
                     seconds[who].append(taken)
     found = {}
@@ -152,7 +158,7 @@ class Options:
     other: Path = Path("before")
     # Cases whose names fit one of these patterns
     cases: tuple[str, ...] = ("*",)
-    # Timed rounds; in each, both checkouts run the case once
+    # Timed rounds; in each, both checkouts run the case once, short ones repeatedly
     rounds: int = 7
     # Threads of torch
     threads: int = 1
