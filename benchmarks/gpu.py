@@ -27,13 +27,15 @@ if __name__ == "__main__":  # started as a script
 import numpy as np
 import torch
 
-from benchmarks import common, train_step
+from benchmarks import common, shares, train_step
 from benchmarks.plain import PlainTraining, make_batch, make_meta, make_model, remembered_tables
+from benchmarks.vizdoom_training import PUBLISHED as VIZDOOM_PUBLISHED
 from RATE_model.acting.actor import Actor
-from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict, updated
-from RATE_model.cli.settings import ModelOptions, at_least
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
+from RATE_model.cli.settings import at_least
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import RATEConfig
+from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.system.precision import pick_device
 from RATE_model.training.optimization import Schedule
@@ -42,11 +44,14 @@ from tests import reference
 from tests.tmaze_runs import TINY
 from TMaze_new.TMaze_new_src import train_tmaze
 from TMaze_new.TMaze_new_src.env import SPEC
+from VizDoom.VizDoom_src.env import SPEC as VIZDOOM_SPEC
+from VizDoom.VizDoom_src.environment import ENVIRONMENT as VIZDOOM
 
 Part = Literal["tests", "benchmarks", "training"]
 TESTS = ("tests/test_gpu.py", "tests/RATE_model/data/test_windows.py")
 # (attention, how, precision) of the training steps that are timed; --compile true is "compiled, graph".
-STEPS = [
+Step = tuple[str, str, str]
+STEPS: list[Step] = [
     ("shared", "eager", "32"),
     ("fused", "eager", "32"),
     *(
@@ -55,6 +60,8 @@ STEPS = [
         for attention in ("shared", "fused")
     ),
 ]
+IMAGE_STEPS: list[Step] = [("shared", how, "bf16") for how in ("eager", "graph", "compiled, graph")]
+PLAIN: Step = ("plain", "eager", "32")
 LENGTHS = (90, 900, 9600)
 # The published sizes with a setting that trains T-Maze in minutes.
 TRAINING = [
@@ -139,25 +146,51 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def sizes(options: Options) -> tuple[RATEConfig, int, int]:
-    """Sizes of the published or a tiny model, and segments and trajectories of a batch."""
-    changes = {"skip_dec_ffn": True} | (_TINY_SIZES if options.tiny else {})
-    measure = train_step.MeasureOptions(context_length=4 if options.tiny else 30, batch_size=4 if options.tiny else 64)
-    config = train_step.Options(model=updated(ModelOptions(), changes), measure=measure).model_config()
-    return config, measure.segments, measure.batch_size
+@dataclass(frozen=True)
+class Setting:
+    """A published batch, and what trains on it.
+
+    Attributes:
+        env: the environment's key in `tests.reference.VARIANTS`.
+        spec: its specification for our model.
+        sizes: of the model.
+        segments, batch_size: of the batch.
+        steps: what is timed, besides the plain implementation.
+    """
+
+    env: str
+    spec: EnvironmentSpec
+    sizes: RATEConfig
+    segments: int
+    batch_size: int
+    steps: Sequence[Step]
 
 
-def time_training(options: Options, device: torch.device) -> list[dict[str, Any]]:
-    """One row per way to train on the published batch; a failed one has its error."""
-    config, segments, batch_size = sizes(options)
-    meta = make_meta(config, batch_size=batch_size, segments=segments)
+def settings(options: Options) -> dict[str, Setting]:
+    """The published settings of T-Maze and ViZDoom-Two-Colors by name, with tiny models if asked for."""
+    changes = _TINY_SIZES | {"d_inner": 16, "context_length": 4} if options.tiny else {}
+    vizdoom = VIZDOOM.read_config(VIZDOOM_PUBLISHED).agent_config().sizes
+    assert isinstance(vizdoom, RATEConfig)
+    found = {
+        "T-Maze": Setting("tmaze", SPEC, train_step.Options().model_config(), 3, 64, STEPS),
+        "ViZDoom": Setting("doom", VIZDOOM_SPEC, vizdoom, 3, 64, IMAGE_STEPS),
+    }
+    small = {"batch_size": 4} if options.tiny else {}
+    return {name: replace(each, sizes=replace(each.sizes, **changes), **small) for name, each in found.items()}
+
+
+def time_training(options: Options, device: torch.device, setting: Setting) -> list[dict[str, Any]]:
+    """One row per way to train on the setting's batch; a failed one has its error."""
+    meta = make_meta(setting.sizes, batch_size=setting.batch_size, segments=setting.segments, env=setting.env)
     weights, batch = reference.random_weights(meta, seed=1), make_batch(meta)
     if device.type == "cuda":
         batch = batch.pin_memory()
 
     def ours(attention: str, how: str, precision: str) -> Callable[[], object]:
         trained = replace(train_step.train_options(-1, precision), attention=attention, compile="compiled" in how)
-        trainer = Trainer(make_model(config, weights).to(device), trained, Schedule(0, None, 0, 1.0))
+        trainer = Trainer(
+            make_model(setting.sizes, weights, setting.spec).to(device), trained, Schedule(0, None, 0, 1.0)
+        )
         trainer.recorded = trainer.recorded_passes() if "graph" in how else None
         return lambda: trainer.train_batch(batch)
 
@@ -166,39 +199,37 @@ def time_training(options: Options, device: torch.device) -> list[dict[str, Any]
         training, on_device = PlainTraining(moved, meta, train_step.train_options(-1)), batch.to(device)
         return lambda: training.train_batch(on_device)
 
-    # Compiling takes most of a minute on a CPU.
-    steps = [step for step in STEPS if not (options.tiny and "compiled" in step[1])]
-    cases: dict[tuple[str, ...], Callable[[], Callable[[], object]]] = {step: lambda s=step: ours(*s) for step in steps}
-    cases["plain", "eager", "32"] = plain
     rows = []
-    for (attention, how, precision), make in cases.items():
-        row: dict[str, Any] = {"attention": attention, "how": how, "precision": precision}
+    # Compiling takes most of a minute on a CPU.
+    for step in [PLAIN, *(each for each in setting.steps if not (options.tiny and "compiled" in each[1]))]:
+        row: dict[str, Any] = dict(zip(("attention", "how", "precision"), step, strict=True))
+        is_plain = step == PLAIN
         try:
-            with remembered_tables():
-                # The plain implementation makes its tables once, on the default device.
-                with torch.device(device) if attention == "plain" else nullcontext():
-                    run = make()
-                    started = time.perf_counter()
-                    for _ in range(5):  # the third call is recorded
-                        run()
+            # The plain implementation makes its tables once, on the default device.
+            with remembered_tables(), torch.device(device) if is_plain else nullcontext():
+                run = plain() if is_plain else ours(*step)
+                started = time.perf_counter()
+                for _ in range(5):  # the third call is recorded
+                    run()
                 wait_for(device)
                 row["warm_up_s"] = time.perf_counter() - started
                 if device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats(device)
-                row |= timed(run, device, options.rounds if attention != "plain" else min(5, options.rounds))
+                row |= timed(run, device, min(5, options.rounds) if is_plain else options.rounds)
                 if device.type == "cuda":
                     row["peak_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
+                    row |= shares.on_gpu(run)
         except Exception as error:  # measure the other rows
             row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         torch.compiler.reset()
-        print("  ", row, flush=True)
+        print("  ", {name: value for name, value in row.items() if name != "seconds"}, flush=True)
         rows.append(row)
     return rows
 
 
 def time_acting(options: Options, device: torch.device, *, record: bool) -> dict[str, Any]:
     """Seconds of a step of 1000 T-Maze episodes at once, averaged over segments; `record` as in `Actor`."""
-    config, _, _ = sizes(options)
+    config = settings(options)["T-Maze"].sizes
     meta = make_meta(config, batch_size=1, segments=1)
     model = make_model(config, reference.random_weights(meta, seed=1)).to(device).eval()
     episodes = 10 if options.tiny else 1000
@@ -237,6 +268,25 @@ def train_to_the_end(options: Options) -> dict[str, Any]:
     }
 
 
+def training_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Times of a training batch as Markdown."""
+    plain = next((row["median_s"] for row in rows if row["attention"] == "plain" and "median_s" in row), None)
+    header = ["attention", "how", "precision", "median ms", "min ms", "times faster than plain"]
+    header += ["kernels", "their ms", "peak MiB"]
+    cells = []
+    for row in rows:
+        cell = [row["attention"], row["how"], row["precision"]]
+        if "error" in row:
+            cell += [row["error"], *[""] * 5]
+        else:
+            cell += [f"{row['median_s'] * 1e3:.3g}", f"{row['min_s'] * 1e3:.3g}"]
+            cell.append(f"{plain / row['median_s']:.1f}" if plain else "")
+            on_gpu = "kernels" in row
+            cell += [row["kernels"], f"{row['kernel_s'] * 1e3:.3g}", f"{row['peak_mib']:.0f}"] if on_gpu else [""] * 3
+        cells.append(cell)
+    return common.table(header, cells)
+
+
 def format_page(result: dict[str, Any]) -> str:
     """results/gpu.md."""
     machine = result["machine"]
@@ -252,24 +302,8 @@ def format_page(result: dict[str, Any]) -> str:
     if tests := result.get("tests"):
         listed = "".join(f"\n- {line}" for line in tests["failed"])
         parts.append(f"Tests: {tests['summary']}{listed}")
-    if rows := result.get("train_step"):
-        plain = next((row["median_s"] for row in rows if row["attention"] == "plain" and "median_s" in row), None)
-        header = ["attention", "how", "precision", "median ms", "min ms", "times faster than plain", "peak MiB"]
-        cells = [
-            [row["attention"], row["how"], row["precision"], row["error"], "", "", ""]
-            if "error" in row
-            else [
-                row["attention"],
-                row["how"],
-                row["precision"],
-                f"{row['median_s'] * 1e3:.3g}",
-                f"{row['min_s'] * 1e3:.3g}",
-                f"{plain / row['median_s']:.1f}" if plain else "",
-                f"{row['peak_mib']:.0f}" if "peak_mib" in row else "",
-            ]
-            for row in rows
-        ]
-        parts += ["One training batch of the published T-Maze setting:", common.table(header, cells)]
+    for name, rows in result.get("train_step", {}).items():
+        parts += [f"One training batch of the published {name} setting:", training_table(rows)]
     for acting in result.get("acting", []):
         median, least = acting["median_s"] * 1e3, acting["min_s"] * 1e3
         what = f"Acting, {acting['how']}, {acting['episodes']} episodes at once"
@@ -295,9 +329,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             result["tests"] = run_tests()
             good &= result["tests"]["ok"]
         elif part == "benchmarks":
-            result["train_step"] = time_training(options, device)
+            timed_steps = {name: time_training(options, device, each) for name, each in settings(options).items()}
+            result["train_step"] = timed_steps
             result["acting"] = [time_acting(options, device, record=record) for record in (False, True)]
-            good &= not any("error" in row for row in result["train_step"])
+            good &= not any("error" in row for rows in timed_steps.values() for row in rows)
         else:
             result["training"] = train_to_the_end(options)
             good &= result["training"]["ok"]

@@ -17,6 +17,7 @@ from RATE_model.cli.settings import TrainOptions
 from RATE_model.data.batch import Batch
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.original.weights import convert_weights
+from RATE_model.spec import EnvironmentSpec
 from RATE_model.training.trainer import window_steps
 from tests import reference
 from tests.small_models import rate_agent
@@ -35,9 +36,10 @@ def remembered_tables() -> AbstractContextManager:
     )
 
 
-def make_meta(config: RATEConfig, *, batch_size: int, segments: int) -> dict:
-    """The sizes under the plain implementation's names."""
+def make_meta(config: RATEConfig, *, batch_size: int, segments: int, env: str = "tmaze") -> dict:
+    """The sizes under the plain implementation's names. `env`: see `reference.VARIANTS`."""
     return reference.make_meta(
+        env=env,
         arch_mode=config.arch,
         segment_length=config.context_length,
         num_segments=segments,
@@ -55,9 +57,9 @@ def make_meta(config: RATEConfig, *, batch_size: int, segments: int) -> dict:
     )
 
 
-def make_model(config: RATEConfig, weights: reference.Weights) -> Agent:
+def make_model(config: RATEConfig, weights: reference.Weights, spec: EnvironmentSpec = SPEC) -> Agent:
     """Our model with the plain implementation's weights."""
-    model = rate_agent(config, SPEC)
+    model = rate_agent(config, spec)
     convert_weights(weights, model)
     return model
 
@@ -105,7 +107,10 @@ class PlainTraining:
         length, logits = self.meta["segment_length"], []
         for first in range(start, stop, length):
             steps = slice(first, first + length)
-            inputs = batch.observations[:, steps], batch.actions[:, steps, None], batch.rtg[:, steps, None]
+            assert isinstance(batch.observations, Tensor)
+            seen = batch.observations[:, steps]
+            seen = seen / 255 if seen.dtype == torch.uint8 else seen  # images
+            inputs = seen, batch.actions[:, steps, None], batch.rtg[:, steps, None]
             result = reference.segment(self.weights, self.meta, *inputs, memory, cache)
             memory, cache = result.memory, result.cache
             logits.append(result.logits)

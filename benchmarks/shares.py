@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
+import torch
 from torch.profiler import ProfilerActivity, profile
 
 # Kinds of operations, by words in their names; the first match counts.
@@ -49,3 +50,13 @@ def shares(run: Callable[[], object]) -> dict[str, dict[str, float]]:
 def words(found: Mapping[str, float]) -> str:
     """The shares as text: forward 40%, backward 55%, ..."""
     return ", ".join(f"{name} {share:.0%}" for name, share in found.items())
+
+
+def on_gpu(run: Callable[[], object]) -> dict[str, float]:
+    """How many kernels one call runs on a GPU, and their seconds in total: `{"kernels": ..., "kernel_s": ...}`."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        run()
+        torch.cuda.synchronize()
+    kernels = [event for event in profiler.key_averages() if event.device_type.name == "CUDA"]
+    seconds = sum(event.self_device_time_total for event in kernels) / 1e6
+    return {"kernels": sum(event.count for event in kernels), "kernel_s": seconds}
