@@ -50,7 +50,7 @@ class MeasureOptions:
     # Precisions to measure; the plain loop always runs in float32
     precisions: tuple[Literal["32", "bf16"], ...] = ("32", "bf16")
     # Forms of attention to measure, as for the train scripts
-    attention: tuple[Literal["auto", "shared", "blocks", "fused"], ...] = ("auto",)
+    attention: tuple[Literal["auto", "shared", "blocks", "whole", "fused"], ...] = ("auto",)
     # Timed rounds; each runs everything once
     rounds: int = 5
     # Also time the plain loop (which takes most of the time)

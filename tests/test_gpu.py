@@ -47,7 +47,9 @@ ROWS = 6
 
 
 @pytest.fixture(params=DEVICES)
-def device(request) -> torch.device:
+def device(request, monkeypatch) -> torch.device:
+    # PyTorch's default lets cuDNN's convolutions and recurrent layers round to 10 bits: not equal enough to compare.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     return torch.device(request.param)
 
 
@@ -118,7 +120,7 @@ def test_twenty_steps_of_training_equal_the_cpu(options, close, device):
 
 
 @pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), CUDA], indirect=True)
-@pytest.mark.parametrize("attention", ["shared", "fused"])
+@pytest.mark.parametrize("attention", ["whole", "fused"])
 def test_compiled_training_equals_eager(attention, device):
     expected = losses(make_trainer(agent(), torch.device("cpu")), 3)
     # The compiler takes most of a minute on a CPU, so only its front end is used there.
@@ -355,6 +357,7 @@ def no_reads(trainer: Trainer) -> Iterator[None]:
     [
         ("RATE", {}),
         ("RATE", {"precision": "bf16", "bptt_segments": 0, "action_noise": 0.1}),
+        ("RATE", {"attention": "shared"}),
         ("RATE", {"attention": "fused"}),
         ("RATE", {"recorded": True}),
         ("TrXL", {}),

@@ -291,9 +291,9 @@ class TrainOptions(Ranged):
     precision: Precision = "32"
     # Compile the model; on a GPU also record training and acting as CUDA graphs. Pays off in long runs
     compile: Boolean = False
-    # How the RATE family computes attention in training: auto (blocks for large batches on a CPU, else shared), shared,
-    # blocks (a CPU only) or fused (PyTorch's kernels for GPUs). Results differ by rounding; see docs/speed.md
-    attention: Literal["auto", "shared", "blocks", "fused"] = changeable("auto")
+    # How the RATE family computes attention in training: auto (by device and size), shared, blocks (a CPU only), whole
+    # (GPUs) or fused (GPUs, long segments). Results differ by rounding; see docs/speed.md
+    attention: Literal["auto", "shared", "blocks", "whole", "fused"] = changeable("auto")
     # Data loading processes; 0 = none, best for small data
     num_workers: Natural = changeable(0)
     # Evaluate and save a checkpoint after epoch 1 and every N epochs

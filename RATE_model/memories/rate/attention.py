@@ -24,6 +24,7 @@ Memory tokens see one another in both directions. For keys to their right the pu
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -34,12 +35,14 @@ from torch.nn import functional as F
 from RATE_model.memories.rate.blocks import BlockAttention, Distances, Piece
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.memories.rate.dropout import Dropout, dropout
-from RATE_model.memories.rate.wrap_around import wrap_around
+from RATE_model.memories.rate.layout import AllRows
+from RATE_model.memories.rate.wrap_around import right_of_self, wrap_around, wrapped
 from RATE_model.system.products import linear
 
 # How attention is computed: "shared" (`RelativeAttention.forward`; everywhere), "blocks" (`blocks`; large batches on a
-# CPU) or "fused" (PyTorch's fused kernels; memory tokens' rows are "shared"). They differ by rounding.
-Form = Literal["shared", "blocks", "fused"]
+# CPU), "whole" (all rows at once; GPUs) or "fused" (PyTorch's fused kernels; long segments on GPUs; memory tokens' rows
+# are "shared"). They differ by rounding.
+Form = Literal["shared", "blocks", "whole", "fused"]
 
 
 class Positions(nn.Module):
@@ -68,6 +71,9 @@ class Positions(nn.Module):
         """t(p) for integer distances `(r,)`: `(r, d_model)` float32."""
         angles = distances.to(self.frequencies.dtype)[:, None] * self.frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
+
+
+_FoldedTensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,83 @@ class _Scores(torch.autograd.Function):
         return of_content, of_states, of_rotated, None, None
 
 
+def fold_together(layers: Sequence["RelativeAttention"], content_bias: Tensor, position_bias: Tensor) -> list[Folded]:
+    """`RelativeAttention.fold` of all layers in one: on a GPU, a few launches in place of a few for every layer."""
+    stacked = [torch.stack(weights) for weights in zip(*(layer.weights() for layer in layers), strict=True)]
+    folded = layers[0].folded(stacked, content_bias, position_bias)
+    by_layer = zip(*(tensor.unbind() for tensor in folded), strict=True)
+    return [Folded(a, a_bias, b, b_bias, output) for a, a_bias, b, b_bias, output in by_layer]
+
+
+_Blocks = tuple[tuple[int, int], ...]  # as in `AllRows`
+
+
+def _whole_scores(
+    content: Tensor,
+    states: Tensor,
+    rotated: Tensor,
+    positions: Tensor,
+    bias: Tensor,
+    far: Tensor | None,
+    blocks: _Blocks,
+) -> Tensor:
+    """Scores `(B, r, n_head, k)` of all rows of a segment.
+
+    `far`: wrapped scores of all blocks of memory tokens, `(blocks * B, w, n_head, w)`, from `wrapped`.
+    """
+    batch, rows, heads, width = content.shape
+    scores = (rotated.view(-1, width) @ positions.T).view(batch, rows, heads, -1)
+    if far is not None:
+        right = right_of_self(far)
+        for block, of_block in zip(_cut(scores, blocks, far), far.chunk(len(blocks)), strict=True):
+            block.copy_(torch.where(right, of_block, block))
+    scores = scores.view(batch, rows * heads, -1).baddbmm_(content.flatten(1, 2), states.transpose(1, 2))
+    return scores.view(batch, rows, heads, -1).add_(bias.unsqueeze(-2))
+
+
+def _cut(scores: Tensor, blocks: _Blocks, far: Tensor) -> list[Tensor]:
+    """Views `(B, w, n_head, w)` of the blocks of memory tokens in scores `(B, r, n_head, k)`."""
+    size = far.shape[-1]
+    return [scores[:, row : row + size, :, column : column + size] for row, column in blocks]
+
+
+class _WholeScores(torch.autograd.Function):
+    """`_whole_scores` with its gradient, in a few kernels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        content: Tensor,
+        states: Tensor,
+        rotated: Tensor,
+        positions: Tensor,
+        bias: Tensor,
+        far: Tensor | None,
+        blocks: _Blocks,
+    ) -> Tensor:
+        ctx.save_for_backward(content, states, positions, far)
+        ctx.blocks = blocks
+        return _whole_scores(content, states, rotated, positions, bias, far, blocks)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        content, states, positions, far = ctx.saved_tensors
+        grad = grad.contiguous()
+        by_row = grad.flatten(1, 2)
+        of_content = torch.bmm(by_row, states).view_as(content)
+        of_states = torch.bmm(by_row.transpose(1, 2), content.flatten(1, 2))
+        of_rotated = (grad.flatten(0, 2) @ positions).view_as(content)
+        of_far = None
+        if far is not None:
+            size, right = far.shape[-1], right_of_self(far)
+            # What a wrapped score replaced has no part in the loss.
+            replaced = [torch.where(right, block, 0.0) for block in _cut(grad, ctx.blocks, far)]
+            for (row, column), of_block in zip(ctx.blocks, replaced, strict=True):
+                of_rotated[:, row : row + size] -= of_block @ positions[column : column + size]
+            of_far = torch.cat(replaced)
+        return of_content, of_states, of_rotated, None, None, of_far, None
+
+
 class RelativeAttention(nn.Module):
     """Multi-head attention with relative positions, without the residual around it.
 
@@ -181,20 +264,27 @@ class RelativeAttention(nn.Module):
             content_bias: u, `(n_head, d_head)`.
             position_bias: v, `(n_head, d_head)`.
         """
-        heads, width, d = self.n_head, self.d_head, self.d_model
-        query, key, value, position = (
-            layer.weight.view(heads, width, d) for layer in (self.query, self.key, self.value, self.position)
-        )
+        return Folded(*self.folded(self.weights(), content_bias, position_bias))
+
+    def weights(self) -> list[Tensor]:
+        """Those of all projections."""
+        return [layer.weight for layer in (self.query, self.key, self.value, self.position, self.output)]
+
+    def folded(self, weights: Sequence[Tensor], content_bias: Tensor, position_bias: Tensor) -> _FoldedTensors:
+        """The tensors of `Folded`, from `weights()` or from those of several layers, stacked."""
+        heads, width = self.n_head, self.d_head
+        query, key, value, position = (weight.unflatten(-2, (heads, width)) for weight in weights[:4])
         scale = 1 / math.sqrt(width)
 
         def into_queries(target: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-            return (target.transpose(1, 2) @ query).flatten(0, 1), (bias[:, None] @ target).flatten()
+            return (target.transpose(-1, -2) @ query).flatten(-3, -2), (bias[:, None] @ target).flatten(-3)
 
-        output = self.output.weight.view(d, heads, width).transpose(0, 1) @ value  # (heads, d, d)
-        return Folded(
+        by_head = weights[4].unflatten(-1, (heads, width)).transpose(-3, -2)
+        output = by_head @ value  # (..., heads, d, d)
+        return (
             *into_queries(key * scale, content_bias),
             *into_queries(position * scale, position_bias),
-            output.transpose(0, 1).flatten(1),
+            output.transpose(-3, -2).flatten(-2),
         )
 
     def queries(self, inputs: Tensor, folded: Folded) -> Queries:
@@ -269,6 +359,43 @@ class RelativeAttention(nn.Module):
         with torch.autocast(device, enabled=False):
             attended = BlockAttention.apply(states.to(dtype), *weights, farthest, pieces, dropatt)
         return self.dropout(attended)
+
+    def whole(
+        self,
+        queries: Queries,
+        keys: Keys,
+        folded: Folded,
+        rows: AllRows,
+        *,
+        sin: Tensor,
+        cos: Tensor,
+        wrap: Tensor | None = None,
+    ) -> Tensor:
+        """What `forward` returns first, of all rows in one piece: more operations in far fewer kernels.
+
+        Args:
+            queries: of `rows`.
+            keys: all columns, padded to those of `rows.bias`.
+            folded: this layer's folded projections.
+            rows: which rows, and what they may see.
+            sin, cos: `(r, d_model / 2)`, positions of the rows.
+            wrap: as for `forward`, for every block of memory tokens in `rows`.
+        """
+        content, dtype = queries.content, queries.content.dtype
+        batch, count, heads, width = content.shape
+        states, positions = keys.states.to(dtype), keys.positions.to(dtype)
+        with torch.autocast(content.device.type, enabled=False):
+            a, b = queries.position.chunk(2, dim=-1)
+            rotated = _rotate(a, b, sin.to(dtype), cos.to(dtype))
+            far = None
+            if wrap is not None and rows.blocks:
+                of_blocks = torch.cat([queries.position[:, row : row + len(wrap)] for row, _ in rows.blocks])
+                far = wrapped(of_blocks, wrap.to(dtype))
+            score = _WholeScores.apply if torch.is_grad_enabled() else _whole_scores
+            scores = score(content, states, rotated, positions, rows.bias.to(dtype), far, rows.blocks)
+            dropped = dropout(scores.softmax(dim=-1), self.dropatt, self.training)
+            context = torch.bmm(dropped.view(batch, count * heads, -1), states)
+        return self.dropout(linear(context.view(batch, count, heads * width), folded.output_weight))
 
     def fused(
         self, queries: Queries, keys: Keys, folded: Folded, *, sin: Tensor, cos: Tensor, bias: Tensor | None

@@ -36,6 +36,24 @@ class RowGroup:
 
 
 @dataclass(frozen=True)
+class AllRows:
+    """All rows of a segment, or those of the last layer, for attention in one piece.
+
+    The columns are those of [cache; segment], padded to a multiple of 8, which tensor cores want.
+    """
+
+    rows: tuple[slice, ...]
+    bias: Tensor  # (r, columns), 0 where a row may attend and -inf where not
+    blocks: tuple[tuple[int, int], ...]  # first row here, and first column, of every block of memory tokens
+
+    def take(self, x: Tensor) -> Tensor:
+        """These rows of `(B, q, ...)` or `(q, ...)`."""
+        dim = x.ndim - 2
+        parts = [x[..., rows, :] for rows in self.rows]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
+
+
+@dataclass(frozen=True)
 class Layout:
     """A segment of `steps` steps with `tokens` memory tokens, after `cached` hidden states."""
 
@@ -83,3 +101,21 @@ class Layout:
         if self.tokens:
             groups.append(RowGroup(self.written, (self.cached, self.cached + self.length), is_memory=True))
         return groups
+
+    def all_rows(self, device: torch.device, *, last: bool) -> AllRows:
+        """All rows, or those whose outputs are needed in the `last` layer, at once."""
+        groups = self.groups(torch.device("cpu"), last=last, whole=True)
+        rows = tuple(group.rows for group in groups) if last else (slice(0, self.length),)
+        biases, blocks, first = [], [], 0
+        for group in groups:
+            start, stop = group.columns
+            count = len(range(*group.rows.indices(self.length)))
+            bias = torch.full((count, -(-(self.cached + self.length) // 8) * 8), float("-inf"))
+            bias[:, start:stop] = 0.0
+            if group.bias is not None:
+                bias[:, stop - group.bias.shape[1] : stop] = group.bias
+            if group.is_memory:
+                blocks.append((first, stop - self.tokens))
+            biases.append(bias)
+            first += count
+        return AllRows(rows, torch.cat(biases).to(device), tuple(blocks))

@@ -14,14 +14,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from RATE_model.memories.contract import Memory, StepOptions, Steps
-from RATE_model.memories.rate.attention import Folded, Form, Keys, Positions
+from RATE_model.memories.rate.attention import Folded, Form, Keys, Positions, fold_together
 from RATE_model.memories.rate.blocks import AHEAD, Piece, by_distance, pieces
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.memories.rate.dropout import Dropout
 from RATE_model.memories.rate.layers import DecoderLayer
-from RATE_model.memories.rate.layout import Layout, RowGroup
+from RATE_model.memories.rate.layout import AllRows, Layout, RowGroup
 from RATE_model.memories.rate.state import SegmentState
 from RATE_model.memories.rate.stepper import SegmentStepper
 from RATE_model.memories.rate.valve import make_valve
@@ -31,6 +32,8 @@ Head = Callable[[Tensor], Tensor]
 # Attention scores of a batch's segment and layer from which on "blocks" is faster on a CPU, without a cache: in float32
 # products, and in bfloat16. See docs/speed.md.
 _BLOCKS_FROM, _BLOCKS_FROM_BF16 = 2**22, 6 * 2**20
+# On a GPU those up to which "whole" is used, which keeps them all for the gradient; above it, "fused" keeps none.
+_WHOLE_UP_TO = 2**25
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class RATE(Memory):
         self.layers = cast(Sequence[DecoderLayer], nn.ModuleList(DecoderLayer(config) for _ in range(config.n_layer)))
         self.positions = Positions(config.d_model, config.mem_len + config.segment_tokens)
         self.dropout = Dropout(config.dropout)
-        self._compiled = False
+        self._compiled: Callable[..., Any] | None = None
 
     def initialise(self) -> None:
         """Draw the valve, the biases of attention and the memory tokens."""
@@ -197,8 +200,8 @@ class RATE(Memory):
         return tokens if tokens.shape[-1] == self.config.d_model else tokens[..., : self.config.d_model]
 
     def compile(self, *_: Any, **__: Any) -> None:
-        """Compile the part that takes nearly all time: the decoder's pass over one segment, a graph of tensors only."""
-        self._decode, self._compiled = torch.compile(self._decode), True
+        """Compile a layer's pass over a segment, where nearly all time goes: all layers share the compiled code."""
+        self._compiled = torch.compile(self._layer)
 
     def _decode(
         self, x: Tensor, cache: tuple[Tensor, ...], folded: Sequence[Folded], layout: Layout
@@ -209,13 +212,15 @@ class RATE(Memory):
             Final hidden states of the observation rows, then of the write rows, and every layer's input.
         """
         x = self.dropout(x)
-        places = self._places(layout)
+        through = self._layer if self._compiled is None else self._compiled
+        middle = self._places(layout, folded[0].form, last=False)
         seen = []
         for index, layer in enumerate(self.layers):
             seen.append(x)
             last = index == len(self.layers) - 1
+            places = self._places(layout, folded[0].form, last=True) if last else middle
             cached = cache[index] if cache else None
-            x, _ = self._layer(layer, x, cached, folded[index], places, last=last)
+            x, _ = through(layer, x, cached, folded[index], places, last=last)
         return self.dropout(x), seen
 
     def _layout(self, steps: int, state: SegmentState) -> Layout:
@@ -236,9 +241,18 @@ class RATE(Memory):
         """
         inputs = layer.attention_inputs(x)
         states = inputs if cached is None else torch.cat([cached.to(inputs.dtype), inputs], dim=1)
+        if places.all_rows is not None:
+            rows = places.all_rows
+            of_rows = rows.take(inputs)
+            keys = Keys(F.pad(states, (0, 0, 0, len(places.keys) - states.shape[1])), places.keys)
+            queries = layer.attention.queries(of_rows, folded)
+            attended = layer.attention.whole(
+                queries, keys, folded, rows, sin=places.sin, cos=places.cos, wrap=places.wrap
+            )
+            return layer.finish(rows.take(x), of_rows, attended), []
         keys = Keys(states, places.keys)
         attended, rows, row_inputs, probabilities = [], [], [], []
-        for group in _groups(places.layout, x.device, last, folded.form != "shared"):
+        for group in places.groups:
             rows.append(x[:, group.rows])
             row_inputs.append(inputs[:, group.rows])
             if folded.form == "blocks":
@@ -261,17 +275,26 @@ class RATE(Memory):
         output = layer.finish(torch.cat(rows, dim=1), torch.cat(row_inputs, dim=1), torch.cat(attended, dim=1))
         return output, probabilities
 
-    def _places(self, layout: Layout) -> "_Places":
-        """Positions of a segment's rows and columns. A full cache would start at position 0."""
-        table, start = self.positions, self.config.mem_len
+    def _places(self, layout: Layout, form: Form, *, last: bool) -> "_Places":
+        """Positions of a segment's rows and columns. A full cache would start at position 0.
+
+        Made outside of what is compiled, which would make these tables in every call.
+        """
+        table, start, device = self.positions, self.config.mem_len, self.device
         stop = start + layout.length
-        return _Places(
-            layout=layout,
-            keys=table.keys[start - layout.cached : stop],
-            sin=table.sin[start:stop],
-            cos=table.cos[start:stop],
-            wrap=self.wrap_distances(layout.cached) if layout.tokens else None,
-        )
+        keys, sin, cos = table.keys[start - layout.cached : stop], table.sin[start:stop], table.cos[start:stop]
+        rows, groups = None, ()
+        if form == "whole":
+            rows = _all_rows(layout, device, last)
+            keys = F.pad(keys, (0, 0, 0, rows.bias.shape[1] - len(keys)))
+            sin, cos = rows.take(sin), rows.take(cos)
+            if torch.is_autocast_enabled(device.type):  # once, and not in every layer
+                dtype = torch.get_autocast_dtype(device.type)
+                keys, sin, cos = keys.to(dtype), sin.to(dtype), cos.to(dtype)
+        else:
+            groups = _groups(layout, device, last, form != "shared")
+        wrap = self.wrap_distances(layout.cached) if layout.tokens else None
+        return _Places(layout, keys, sin, cos, wrap, groups, rows)
 
     def wrap_distances(self, cached: int) -> Tensor:
         """Sinusoids `(n, d_model)` of the wrapped-around distances in a block of memory tokens; see `wrap_around`."""
@@ -284,9 +307,13 @@ class RATE(Memory):
 
     def fold(self, form: Form = "shared") -> list[Folded]:
         """Every layer's folded projections, with what the form of attention needs; valid until a parameter changes."""
+        attentions = [layer.attention for layer in self.layers]
         # In float32: what it costs does not depend on the batch, and gradients are added up over segments here.
         with torch.autocast(self.device.type, enabled=False) if form == "blocks" else nullcontext():
-            folded = [layer.attention.fold(self.content_bias, self.position_bias) for layer in self.layers]
+            if self.device.type == "cpu":
+                folded = [attention.fold(self.content_bias, self.position_bias) for attention in attentions]
+            else:
+                folded = fold_together(attentions, self.content_bias, self.position_bias)
             if form == "blocks":
                 farthest, heads = self.config.mem_len + self.config.segment_tokens, self.config.n_head
                 sinusoids = self.positions.distances(torch.arange(farthest, -AHEAD - 1, -1))
@@ -299,7 +326,10 @@ class RATE(Memory):
         if self.attention != "auto":
             return cast(Form, self.attention)
         config, device = self.config, self.device.type
-        if device != "cpu" or config.mem_len or self._compiled or torch.compiler.is_compiling():
+        if device != "cpu":
+            scores = batch * config.n_head * config.segment_tokens * (config.mem_len + config.segment_tokens)
+            return "whole" if scores <= _WHOLE_UP_TO else "fused"
+        if config.mem_len or self._compiled is not None or torch.compiler.is_compiling():
             return "shared"
         least = _BLOCKS_FROM_BF16 if torch.is_autocast_enabled(device) else _BLOCKS_FROM
         return "blocks" if batch * config.n_head * config.segment_tokens**2 >= least else "shared"
@@ -341,7 +371,7 @@ class RATE(Memory):
 
     def _look(self, x: Tensor, state: SegmentState, layout: Layout) -> tuple[SegmentState, Tensor]:
         """One segment like `_decode`, with all rows of the last layer and every layer's attention."""
-        folded, places = self.fold(), self._places(layout)
+        folded, places = self.fold(), self._places(layout, "shared", last=False)
         x = self.dropout(x)
         seen, maps = [], []
         for index, layer in enumerate(self.layers):
@@ -354,13 +384,15 @@ class RATE(Memory):
 
 @dataclass(frozen=True)
 class _Places:
-    """Positions of a segment's tokens; the same for every layer."""
+    """Positions of a segment's tokens, and what they may see; the same for every layer but the last."""
 
     layout: Layout
-    keys: Tensor  # (m + q, d_model), of all columns
-    sin: Tensor  # (q, d_model / 2), of the segment's rows
+    keys: Tensor  # (m + q, d_model), of all columns; of `all_rows`, as many as its bias has
+    sin: Tensor  # (q, d_model / 2), of the segment's rows, or of `all_rows`
     cos: Tensor
     wrap: Tensor | None  # (n, d_model), see `RATE.wrap_distances`
+    groups: Sequence[RowGroup]
+    all_rows: AllRows | None  # instead of `groups`, for the form "whole"
 
 
 @cache
@@ -370,6 +402,12 @@ def _groups(layout: Layout, device: torch.device, last: bool, whole: bool = Fals
     They are never dropped: recorded CUDA graphs read them.
     """
     return layout.groups(device, last=last, whole=whole)
+
+
+@cache
+def _all_rows(layout: Layout, device: torch.device, last: bool) -> AllRows:
+    """As `_groups`, for the form "whole"."""
+    return layout.all_rows(device, last=last)
 
 
 @cache

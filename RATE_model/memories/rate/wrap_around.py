@@ -28,11 +28,21 @@ def wrap_around(position: Tensor, rotated: Tensor, positions: Tensor, wrap: Tens
         wrap: `(w, d_model)`, sinusoids of the distances that wrap around, the farthest first.
     """
     size = wrap.shape[0]
-    far = shifted(torch.einsum("brhd,cd->brhc", position, wrap))
+    far = wrapped(position, wrap)
     near = torch.einsum("brhd,cd->brhc", rotated, positions[-size:])
-    above = torch.ones(size, size, dtype=torch.bool, device=far.device).triu(1)[:, None]
-    delta = torch.where(above, far - near, far.new_zeros(()))
+    delta = torch.where(right_of_self(far), far - near, far.new_zeros(()))
     return F.pad(delta, (positions.shape[0] - size, 0))
+
+
+def wrapped(position: Tensor, wrap: Tensor) -> Tensor:
+    """Position scores `(B, w, n_head, w)` of the keys to the right within the block; arguments as for `wrap_around`."""
+    return shifted(torch.einsum("brhd,cd->brhc", position, wrap))
+
+
+def right_of_self(scores: Tensor) -> Tensor:
+    """Which keys are to the right of their query, `(w, 1, w)` bool for scores `(B, w, n_head, w)`."""
+    size = scores.shape[-1]
+    return torch.ones(size, size, dtype=torch.bool, device=scores.device).triu(1)[:, None]
 
 
 def shifted(far: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from RATE_model.memories.contract import StepOptions, Steps
 from RATE_model.memories.rate import blocks, stepper
+from RATE_model.memories.rate.attention import fold_together
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.memories.rate.memory import RATE
 
@@ -44,7 +45,7 @@ def passed(model: RATE, form: str, valid: torch.Tensor, precision: torch.dtype =
     return hidden.detach().float(), found
 
 
-@pytest.mark.parametrize("form", ["blocks", "fused"])
+@pytest.mark.parametrize("form", ["blocks", "whole", "fused"])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -68,7 +69,7 @@ def test_forms_are_equal_but_for_rounding(changes, form, monkeypatch):
         assert float((grad - wanted[name]).abs().max()) < 1e-5 * scale, name
 
 
-@pytest.mark.parametrize("form", ["blocks", "fused"])
+@pytest.mark.parametrize("form", ["blocks", "whole", "fused"])
 def test_forms_are_near_in_bfloat16(form):
     model, valid = memory(), torch.ones(4, 2 * K, dtype=torch.bool)
     hidden, grads = passed(model, form, valid, torch.bfloat16)
@@ -76,6 +77,16 @@ def test_forms_are_near_in_bfloat16(form):
     assert (hidden - exact).abs().mean() < 0.02
     for name, grad in grads.items():
         assert grad.dtype == torch.float32 and (grad - wanted[name]).norm() < 0.1 * wanted[name].norm() + 1e-3, name
+
+
+def test_layers_folded_together_are_those_folded_alone():
+    model = memory()
+    attentions = [layer.attention for layer in model.layers]
+    together = fold_together(attentions, model.content_bias, model.position_bias)
+    for alone, one in zip(model.fold(), together, strict=True):
+        for name, tensor in vars(alone).items():
+            if isinstance(tensor, torch.Tensor):
+                assert (vars(one)[name] - tensor).abs().max() < 1e-6, name
 
 
 def test_dropped_attention_has_the_gradient_of_what_it_computed():
