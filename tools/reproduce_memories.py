@@ -100,6 +100,14 @@ def study(environment: Any, settings: tuple[str, ...], extra: dict[str, tuple[st
     return Study.of(environment, settings, models, prefix="memories")
 
 
+def second_tries(environment: Any, settings: tuple[str, ...], tries: dict[str, tuple[str, ...]]) -> Study:
+    """Memories with other flags than in `study`."""
+    models = {
+        label: (*budget(label), "--model_mode", label.partition(",")[0], *flags) for label, flags in tries.items()
+    }
+    return Study.of(environment, settings, models, prefix="tries")
+
+
 def budget(label: str) -> tuple[str, ...]:
     """The flag for equally many parameters; kNN has none to choose."""
     return () if label == "kNN" else ("--budget", BUDGET)
@@ -109,7 +117,10 @@ _TMAZE_FAST = ("--config", "TMaze_new/TMaze_new_src/config_fast.yaml")
 # kNN stores what it sees and learns only a linear head: a few batches do.
 _KNN = {"kNN": ("--stage_batches", "30")}
 _TMAZE_EXTRA = {"TrXL": ("--mem_len", "270"), "DT": ("--slide", "30"), **_KNN}
-_MINIGRID_FAST = ("--config", "MinigridMemory/MinigridMemory_src/config_fast.yaml")
+_MINIGRID = (
+    *("--config", "MinigridMemory/MinigridMemory_src/config_fast.yaml", "--curriculum_batches", "2400"),
+    *("--final_sizes", *map(str, SIZES + LARGE_SIZES)),
+)
 # T-Maze's other tasks: flags, and the lengths to evaluate, of which the first is the longest in training. Endless
 # episodes are not conditioned on returns: the return of 500 junctions does not occur in training. They have 5, 50 and
 # 500 junctions.
@@ -154,12 +165,21 @@ SECOND_TRIES: dict[str, tuple[str, ...]] = {
     "DNC, 4 slots": ("--dnc_slots", "4"),
     # Nothing in its equations bounds it: trained longer at the longest episodes, which is where states become stable.
     "RMT, 500 more batches": ("--anneal_batches", "650"),
+    # It sees of its own episode only the current segment.
+    "Retrieval, segments of 30 steps": ("--context_length", "30", "--segments", "3"),
 }
+MINIGRID_TRIES: dict[str, tuple[str, ...]] = SECOND_TRIES | {
+    "LSTM, forget bias 4": ("--forget_bias", "4"),
+    "RMT, 500 more batches": ("--anneal_batches", "800"),
+    "Retrieval, segments of 40 steps": ("--context_length", "40", "--segments", "2"),
+}
+del MINIGRID_TRIES["Retrieval, segments of 30 steps"]
 # The keys of SECTIONS.
 SectionName = Literal[
     "tmaze",
     "tmaze_second_tries",
     "minigrid",
+    "minigrid_second_tries",
     "tmaze_multi_cue",
     "tmaze_endless",
     "tmaze_distracted",
@@ -177,15 +197,7 @@ SECTIONS = {
     ),
     "tmaze_second_tries": Section(
         "T-Maze, second tries",
-        Study.of(
-            TMAZE,
-            _TMAZE_FAST,
-            {
-                label: (*budget(label), "--model_mode", label.partition(",")[0], *flags)
-                for label, flags in SECOND_TRIES.items()
-            },
-            prefix="tries",
-        ),
+        second_tries(TMAZE, _TMAZE_FAST, SECOND_TRIES),
         LENGTHS,
         "episode length",
         "Success_rate_T_{}",
@@ -194,11 +206,16 @@ SECTIONS = {
     ),
     "minigrid": Section(
         "Minigrid-Memory",
-        study(
-            MINIGRID,
-            (*_MINIGRID_FAST, "--curriculum_batches", "2400", "--final_sizes", *map(str, SIZES + LARGE_SIZES)),
-            {"TrXL": ("--mem_len", "240"), "DT": ("--slide", "20"), **_KNN},
-        ),
+        study(MINIGRID, _MINIGRID, {"TrXL": ("--mem_len", "240"), "DT": ("--slide", "20"), **_KNN}),
+        SIZES + LARGE_SIZES,
+        "size of the maze",
+        "FINAL_Success_rate_l_{}_expert_cap",
+        41,
+        minigrid_data.DATA.ensure,
+    ),
+    "minigrid_second_tries": Section(
+        "Minigrid-Memory, second tries",
+        second_tries(MINIGRID, _MINIGRID, MINIGRID_TRIES),
         SIZES + LARGE_SIZES,
         "size of the maze",
         "FINAL_Success_rate_l_{}_expert_cap",
@@ -231,7 +248,7 @@ class Options(StudyOptions):
     # Seeds of every memory; consecutive
     seeds: tuple[int, ...] = (1, 2, 3)
     # Environments and tasks
-    environments: tuple[SectionName, ...] = ("tmaze", "tmaze_second_tries", "minigrid")
+    environments: tuple[SectionName, ...] = ("tmaze", "tmaze_second_tries", "minigrid", "minigrid_second_tries")
     # Memories to train and measure, with their second tries; the page keeps its figures of all others. Empty: all
     models: tuple[str, ...] = ()
     # Measure seeds again whose figures are on the page
