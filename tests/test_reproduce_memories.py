@@ -44,9 +44,14 @@ def test_model_of_another_section_is_refused(tmp_path):
         run(Options(results_dir=tmp_path, environments=("tmaze",), models=("GRU, forget bias 4",)))
 
 
-@pytest.mark.parametrize("label", SECOND_TRIES)
-def test_second_tries_have_valid_flags(label):
-    study = SECTIONS["tmaze_second_tries"].study
+TRIES = [
+    (name, label) for name in ("tmaze_second_tries", "minigrid_second_tries") for label in SECTIONS[name].study.models
+]
+
+
+@pytest.mark.parametrize(("section", "label"), TRIES)
+def test_second_tries_have_valid_flags(section, label):
+    study = SECTIONS[section].study
     assert study.read_config(_here(study.command(label, [1])[1:])).model.model_mode
 
 
