@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -110,18 +110,20 @@ def facts(device: torch.device) -> dict[str, Any]:
 
 
 def run_tests() -> dict[str, Any]:
-    """Run the tests marked gpu in a separate process; returns pytest's summary."""
+    """Run the tests marked gpu in separate processes, printing as they go; returns the summary and what failed."""
     started = time.perf_counter()
     parallel = ["-n", str(min(4, os.cpu_count() or 1))]  # what takes longest is compiling, on one core
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *parallel, *TESTS]
-    done = subprocess.run(command, cwd=common.ROOT, capture_output=True, text=True)
-    print(done.stdout[-4000:], done.stderr[-2000:], flush=True)
-    lines = done.stdout.strip().splitlines()
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-m", "gpu", "-p", "no:cacheprovider", *parallel]
+    lines: list[str] = []
+    with subprocess.Popen([*command, *TESTS], cwd=common.ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line.strip())
     return {
-        "ok": done.returncode == 0,
-        "summary": lines[-1] if lines else f"exit {done.returncode}",
-        "failed": failed,
+        "ok": process.returncode == 0,
+        "summary": lines[-1].strip("= ") if lines else f"exit {process.returncode}",
+        "failed": [line for line in lines if line.startswith(("FAILED", "ERROR"))],
         "seconds": round(time.perf_counter() - started, 1),
     }
 
@@ -177,7 +179,7 @@ def settings(options: Options) -> dict[str, Setting]:
     return {name: replace(each, sizes=replace(each.sizes, **changes), **small) for name, each in found.items()}
 
 
-def time_training(options: Options, device: torch.device, setting: Setting) -> list[dict[str, Any]]:
+def time_training(options: Options, device: torch.device, setting: Setting) -> Iterator[dict[str, Any]]:
     """One row per way to train on the setting's batch; a failed one has its error."""
     meta = make_meta(setting.sizes, batch_size=setting.batch_size, segments=setting.segments, env=setting.env)
     weights, batch = reference.random_weights(meta, seed=1), make_batch(meta)
@@ -197,7 +199,6 @@ def time_training(options: Options, device: torch.device, setting: Setting) -> l
         training, on_device = PlainTraining(moved, meta, train_step.train_options(-1)), batch.to(device)
         return lambda: training.train_batch(on_device)
 
-    rows = []
     # Compiling takes most of a minute on a CPU.
     for step in [PLAIN, *(each for each in setting.steps if not (options.tiny and "compiled" in each[1]))]:
         row: dict[str, Any] = dict(zip(("attention", "how", "precision"), step, strict=True))
@@ -221,8 +222,7 @@ def time_training(options: Options, device: torch.device, setting: Setting) -> l
             row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         torch.compiler.reset()
         print("  ", {name: value for name, value in row.items() if name != "seconds"}, flush=True)
-        rows.append(row)
-    return rows
+        yield row
 
 
 def time_acting(options: Options, device: torch.device, *, record: bool) -> dict[str, Any]:
@@ -320,6 +320,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = to_flat_dict(options)
     del asked["output_dir"]  # a path on this machine
     result: dict[str, Any] = {"machine": facts(device), "options": asked}
+
+    def save() -> None:
+        """After every row, so that nothing measured is lost if the rest fails."""
+        atomic_write_json(options.output_dir / "gpu.json", result)
+        atomic_write_text(options.output_dir / "gpu.md", format_page(result))
+
     good = True
     for part in options.parts:
         print(f"{part} ...", flush=True)
@@ -327,16 +333,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             result["tests"] = run_tests()
             good &= result["tests"]["ok"]
         elif part == "benchmarks":
-            timed_steps = {name: time_training(options, device, each) for name, each in settings(options).items()}
-            result["train_step"] = timed_steps
+            result["train_step"] = {}
+            for name, setting in settings(options).items():
+                rows = result["train_step"][name] = []
+                for row in time_training(options, device, setting):
+                    rows.append(row)
+                    save()
+                good &= not any("error" in row for row in rows)
             result["acting"] = [time_acting(options, device, record=record) for record in (False, True)]
-            good &= not any("error" in row for rows in timed_steps.values() for row in rows)
         else:
             result["training"] = train_to_the_end(options)
             good &= result["training"]["ok"]
-        # Written after every part, so nothing measured is lost.
-        atomic_write_json(options.output_dir / "gpu.json", result)
-        atomic_write_text(options.output_dir / "gpu.md", format_page(result))
+        save()
     print(f"\n{format_page(result)}")
     return 0 if good else 1
 
