@@ -26,7 +26,7 @@ from Atari.games import Game, GameName, ale_py
 from Atari.games import game as game_of
 from Atari.generate import Recipe, generate
 from RATE_model.cli.limits import EpisodeSteps, Range, Ranged, Share, writable
-from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.options import exit_on_user_error
 from RATE_model.data.dopamine import export_folder, export_replay
 from RATE_model.data.maker import DataMaker
 
@@ -134,9 +134,7 @@ class AtariData(DataMaker[GenerateOptions]):
     def main(self, argv: Sequence[str] | None = None) -> None:
         """Make what the flags (None: of the command line) ask for; see the module."""
         with exit_on_user_error():
-            flags: Any = parse_options(
-                self.flags, argv=argv, prog=f"python3 {self.script}", description=self.description
-            )
+            flags = self.read_flags(argv)
             options, file = flags.data, flags.file
             game, path, overwrite = options.played, file.output or self.path(options), file.overwrite
             if options.replay is not None:  # it may be there already

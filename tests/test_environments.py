@@ -1,5 +1,6 @@
 """The contract of an environment, for all registered ones and an external one."""
 
+import importlib.util
 import json
 import re
 from collections.abc import Iterable
@@ -16,7 +17,9 @@ from RATE_model.agent import Agent
 from RATE_model.cli import evaluation, training
 from RATE_model.cli.options import to_flat_dict, to_yaml
 from RATE_model.data.batch import Batch
+from RATE_model.data.maker import DataMaker
 from RATE_model.environments.contract import Environment, Evaluation
+from RATE_model.errors import UserError
 from RATE_model.protocol.examination import RunPlayer, facts_of, task_cases_of
 from RATE_model.protocol.verdict import INTACT, judge
 from RATE_model.protocol.verdict import Case as ProtocolCase
@@ -251,3 +254,22 @@ def test_a_run_from_flags_to_pictures(name, environment, tmp_path, capsys):
     assert yaml.safe_load(output.read_text())["results"]
     pictures = [path.suffix for path in (tmp_path / "pictures").iterdir()]
     assert ".png" in pictures and ".mp4" in pictures
+
+
+def test_data_script_reads_the_config_file_of_training(environment, tmp_path):
+    """It ignores what only training has, and refuses what neither has."""
+    setting = Path(__file__).resolve().parents[1] / Path(environment.train_script).parent / "config_fast.yaml"
+    found = importlib.util.find_spec(f"{type(environment).__module__.rpartition('.')[0]}.dataset")
+    maker = getattr(importlib.import_module(found.name), "DATA", None) if found else None
+    if not isinstance(maker, DataMaker) or not setting.exists():
+        pytest.skip("has no data script, or no fast setting")
+    file = tmp_path / "setting.yaml"
+    file.write_text(setting.read_text())
+    made = to_flat_dict(maker.read_flags(["--config", str(file)]))
+    trained = to_flat_dict(environment.read_config(["--config", str(file)]))
+    shared = made.keys() & trained.keys() & yaml.safe_load(file.read_text()).keys()
+    assert shared and {name: made[name] for name in shared} == {name: trained[name] for name in shared}
+    with file.open("a") as text:
+        text.write("\nepisods: 3\n")
+    with pytest.raises(UserError, match="unknown key 'episods'"):
+        maker.read_flags(["--config", str(file)])

@@ -32,7 +32,7 @@ import shlex
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
@@ -117,6 +117,7 @@ def parse_options(
     published: dict[str, Any] | None = None,
     recorded: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    also: Callable[[], Collection[str]] | None = None,
 ) -> Config:
     """The effective configuration: defaults of ``cls`` < ``config_file`` < ``--config FILE`` < flags.
 
@@ -125,7 +126,8 @@ def parse_options(
     scripts share (``aliases.ALIASES``). Flags may have hyphens instead of underscores; the last of a repeated flag
     counts; ``--flag=`` is an empty list. ``published`` are the values, by flag, that ``--published true`` sets; a
     script without them has no such flag. ``recorded`` maps the flags of the command line to values, by flag, that files
-    and flags override: those that a run recorded, for example.
+    and flags override: those that a run recorded, for example. ``also`` returns what another script calls its options:
+    ``--config FILE`` may set them, too, and they are ignored, so that one file can serve both scripts.
 
     Groups may define ``check_typed(self, names)``, called with the names of the flags on the command line, and
     ``validate(self)``, called on the merged values, outermost group last. ``--help`` and ``--print_config`` print and
@@ -144,7 +146,11 @@ def parse_options(
         values |= recorded(flags)
     for path in (config_file, invocation.config):
         if path is not None:
-            values |= typed_values(cls, load_yaml(path, texts=True), source=str(path), aliases=aliases)
+            given = load_yaml(path, texts=True)
+            if also is not None and path is invocation.config:
+                foreign = set(also()) - kinds.keys() - aliases.keys()
+                given = {key: value for key, value in given.items() if key.replace("-", "_") not in foreign}
+            values |= typed_values(cls, given, source=str(path), aliases=aliases)
     if published is not None and flags.get("published"):
         values = _as_published(published, values, flags, invocation.config)
     if "help" in flags:
@@ -424,6 +430,11 @@ def typed_values(
         except ValueError as error:
             raise UserError(f"{source}: {key}: {_text(value)}: the value must be {error}") from None
     return typed
+
+
+def option_names(cls: type) -> set[str]:
+    """What files may call the options of ``cls``: their names and the aliases of all scripts."""
+    return {*_option_kinds(cls), *ALIASES, *BOOLEAN_ALIASES}
 
 
 def _option_kinds(cls: type) -> dict[str, Any]:

@@ -29,7 +29,7 @@ import numpy as np
 from RATE_model.acting.driver import DriverChoice
 from RATE_model.cli.aliases import find_by_alias
 from RATE_model.cli.limits import Ranged
-from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.options import exit_on_user_error, option_names, parse_options
 from RATE_model.data.npz import PATTERN, conversion_path, resolve_data
 from RATE_model.data.parts import FileOptions
 from RATE_model.data.selection import split_episodes, whole_episodes
@@ -306,9 +306,7 @@ class DataMaker(ABC, Generic[Options]):
     def main(self, argv: Sequence[str] | None = None) -> None:
         """Make or convert data as the flags say (None: the command line), and print a summary."""
         with exit_on_user_error():
-            flags: Any = parse_options(
-                self.flags, argv=argv, prog=f"python3 {self.script}", description=self.description
-            )
+            flags = self.read_flags(argv)
             options, file = flags.data, flags.file
             if getattr(options, "add_data", ()):
                 raise UserError("--add_data: only adds files to training; this script makes one file, so leave it out")
@@ -321,6 +319,24 @@ class DataMaker(ABC, Generic[Options]):
                 check_writable(path)  # before its ingredients are fetched
                 self.make(options, path, overwrite=file.overwrite, workers=file.workers)
             print(self.describe(path))
+
+    def read_flags(self, argv: Sequence[str] | None, options: type | None = None, **aliases: str) -> Any:
+        """The flags of the data script, of `options` or `flags`. A training's config file may set them, too."""
+        prog, also = f"python3 {self.script}", self._training_options
+        return parse_options(
+            options or self.flags, argv=argv, prog=prog, description=self.description, aliases=aliases, also=also
+        )
+
+    def _training_options(self) -> set[str]:
+        """What the train script of this data's environment calls its options."""
+        from RATE_model.environments.find import in_folder  # imports the environment, which imports its data
+
+        module = type(self).__module__
+        package = Path(self.script).parent.parts if module == "__main__" else module.split(".")[:-1]
+        environment = in_folder(".".join(package))
+        if environment is None:
+            raise TypeError(f"there is no environment in {'/'.join(package)}")
+        return option_names(environment.config) | environment.aliases.keys()
 
     def _check_versions(self, path: Path) -> None:
         """Raise a `UserError` if a file was made by another version of the code."""

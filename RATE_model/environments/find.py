@@ -37,7 +37,7 @@ def environment_of(run: Path) -> Environment:
     for word in command[:3]:  # the script, or the module after -m
         parts = Path(word).with_suffix("").parts
         for start in range(len(parts)):
-            if (found := _in_folder(".".join(parts[start:-1]))) is not None:
+            if (found := in_folder(".".join(parts[start:-1]))) is not None:
                 return found
     if {"env", "env_args", "wrappers"} <= set(load_yaml(run / "config.yaml")):  # of RATE_model.train
         return _own()
@@ -62,7 +62,7 @@ def common_environment(runs: Sequence[Path], name: str | None = None) -> Environ
     return first[1]
 
 
-def _in_folder(package: str) -> Environment | None:
+def in_folder(package: str) -> Environment | None:
     """`ENVIRONMENT` in the module `environment` of a package; None if there is none."""
     try:
         if not package or importlib.util.find_spec(f"{package}.{_MODULE}") is None:

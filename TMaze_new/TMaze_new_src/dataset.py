@@ -23,7 +23,7 @@ if __name__ == "__main__":  # started as a script
 import numpy as np
 
 from RATE_model.cli.limits import MAX_STEPS, Count, EpisodeSteps, Range
-from RATE_model.cli.options import Boolean, changeable, exit_on_user_error, parse_options
+from RATE_model.cli.options import Boolean, changeable, exit_on_user_error
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.maker import DataMaker, split_datasets
 from RATE_model.data.selection import whole_episodes
@@ -264,13 +264,7 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the requested files; see the module."""
     with exit_on_user_error():
-        options = parse_options(
-            Options,
-            argv=argv,
-            prog=f"python3 {DATA.script}",
-            description=DATA.description,
-            aliases={"output_dir": "data_dir"},
-        )
+        options = DATA.read_flags(argv, Options, output_dir="data_dir")
         files = {DATA.path(one): one for one in map(options.data.only, options.data.segment_counts)}
         if options.data.data_path is not None:
             for one in files.values():
