@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from Atari.games import Game
-from RATE_model.acting.rollout import BatchActor, Episodes, Memoryless, error_entry
+from RATE_model.acting.rollout import Episodes, Memoryless, Wrapped, error_entry
 from RATE_model.errors import UserError
 
 
@@ -22,19 +22,12 @@ def target_of(game: Game, given: float | None, flag: str = "--target_return") ->
     return float(target)
 
 
-class ClippedRewards:
+class ClippedRewards(Wrapped):
     """A player that sees rewards clipped to [-1, 1], as in its model's training data."""
-
-    def __init__(self, player: BatchActor) -> None:
-        self._player = player
 
     def act(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
         """See `BatchActor`."""
-        return self._player.act(observations, np.clip(rewards, -1, 1))
-
-    def keep(self, rows: np.ndarray) -> None:
-        """See `BatchActor`."""
-        self._player.keep(rows)
+        return super().act(observations, np.clip(rewards, -1, 1))
 
 
 def random_player(game: Game, seed: int = 0) -> Memoryless:

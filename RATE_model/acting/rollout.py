@@ -42,9 +42,32 @@ class BatchActor(Protocol):
         """Continue with a subset of rows, `(b,)` indices."""
         ...
 
+    def finite(self) -> np.ndarray:
+        """Which rows decided by finite numbers at the last step, `(B,)` bool, or `()` for all of them."""
+        return np.ones((), dtype=bool)
+
+
+class Wrapped(BatchActor):
+    """A player around another one; subclasses change what that is shown, or does."""
+
+    def __init__(self, player: BatchActor) -> None:
+        self._player = player
+
+    def act(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+        """See `BatchActor`."""
+        return self._player.act(observations, rewards)
+
+    def keep(self, rows: np.ndarray) -> None:
+        """See `BatchActor`."""
+        self._player.keep(rows)
+
+    def finite(self) -> np.ndarray:
+        """See `BatchActor`."""
+        return self._player.finite()
+
 
 @dataclass(frozen=True)
-class Memoryless:
+class Memoryless(BatchActor):
     """A player whose actions `(B, ...)` are a function of the current observations `(B, ...)`: a `BatchActor`."""
 
     choose: Callable[[np.ndarray], np.ndarray]
@@ -201,8 +224,7 @@ def _overflowed(actor: BatchActor, rows: np.ndarray) -> int:
 
     A memory that is not stable may overflow in episodes longer than those of training.
     """
-    finite = getattr(actor, "finite", None)
-    return int((rows & ~finite()).sum()) if finite is not None and rows.any() else 0
+    return int((rows & ~actor.finite()).sum()) if rows.any() else 0
 
 
 def rollout_alternating(

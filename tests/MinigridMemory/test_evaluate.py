@@ -18,7 +18,7 @@ from MinigridMemory.MinigridMemory_src.expert import EXPERT_STREAM, Expert
 from RATE_model.acting import evaluation
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.controls import exchange_twins, knock_out_memory
-from RATE_model.acting.rollout import Episodes, rollout
+from RATE_model.acting.rollout import BatchActor, Episodes, rollout
 from RATE_model.environments.contract import Evaluation
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.state import SegmentState
@@ -26,7 +26,7 @@ from tests.minigrid_runs import play
 from tests.small_models import K, small_model
 
 
-class Experts:
+class Experts(BatchActor):
     """Replaces `Actor`: one expert per row, which sees the mazes themselves. A transform changes the cues."""
 
     def __init__(self, model, batch_size, target_return, *, transform_memory=None, **options) -> None:

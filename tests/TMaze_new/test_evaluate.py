@@ -6,6 +6,7 @@ import torch
 
 from RATE_model.acting import evaluation
 from RATE_model.acting.controls import knock_out_memory
+from RATE_model.acting.rollout import BatchActor
 from RATE_model.errors import UserError
 from tests.small_models import small_model
 from tests.tmaze_runs import success_by_length
@@ -36,7 +37,7 @@ def test_too_many_episodes_are_refused():
             ENVIRONMENT.check_episodes(episodes=count)
 
 
-class Expert:
+class Expert(BatchActor):
     """Stands in for `Actor` and remembers the hint."""
 
     made: list[dict] = []

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from RATE_model.acting.evaluation import Acting
+from RATE_model.acting.rollout import BatchActor
 from RATE_model.cli.evaluation import evaluation_of_run
 from RATE_model.errors import UserError
 from tests.tmaze_runs import only_run, train
@@ -21,7 +22,7 @@ FLAGS = {
 LENGTH = 13
 
 
-class Oracle:
+class Oracle(BatchActor):
     """Plays with what only the environments know; in the rows of `wrong`, every turn is wrong."""
 
     def __init__(self, chains, wrong=False):

@@ -19,7 +19,7 @@ pytest.importorskip("psutil")
 import psutil
 import vizdoom
 
-from RATE_model.acting.rollout import rollout
+from RATE_model.acting.rollout import BatchActor, rollout
 from RATE_model.data.resize import Bilinear
 from RATE_model.errors import UserError
 from VizDoom.VizDoom_src import launcher
@@ -444,7 +444,7 @@ def test_gymnasium_plays_games_in_separate_processes():
     assert not psutil.wait_procs(running, timeout=60)[1]
 
 
-class SpinningActor:
+class SpinningActor(BatchActor):
     """Replaces a model's actor: turns left in the first game, right in the second, and so on."""
 
     def __init__(self, count):

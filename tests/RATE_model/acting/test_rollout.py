@@ -8,6 +8,7 @@ from torch import nn
 
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.rollout import (
+    Wrapped,
     error_entry,
     evaluating,
     group_cases,
@@ -85,7 +86,8 @@ class Overflowing(Actor):
 @pytest.mark.parametrize("compact", [True, False])
 def test_episodes_that_overflow_before_their_end_are_reported(capsys, greedy, compact):
     played = {"seeds": np.arange(4), "max_steps": 9, "compact": compact, "description": "long mazes"}
-    rollout(Overflowing(small_model(), 4, 1.0, greedy=greedy), Countdown([2, 5, 3, 30]), **played)
+    overflowing = Overflowing(small_model(), 4, 1.0, greedy=greedy)
+    rollout(Wrapped(overflowing) if compact else overflowing, Countdown([2, 5, 3, 30]), **played)
     assert "long mazes: the agent's outputs were not finite at the end of 2 of 4" in capsys.readouterr().err
     rollout(Actor(small_model(), 4, 1.0, greedy=greedy), Countdown([2, 5, 3, 30]), **played)
     assert capsys.readouterr().err == ""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from RATE_model.acting.actor import Actor
-from RATE_model.acting.rollout import rollout
+from RATE_model.acting.rollout import BatchActor, rollout
 from RATE_model.agent import Agent, AgentConfig
 from RATE_model.memories.contract import State
 from RATE_model.memories.rate.config import RATEConfig
@@ -37,7 +37,7 @@ class Hint(State):
     hint: torch.Tensor
 
 
-class Scripted:
+class Scripted(BatchActor):
     """Walks right, and turns at the junction as remembered, or up without memory.
 
     Its memory is passed on every K steps. Properties: `remembers` (the share of rows in which it looks at its memory),
