@@ -45,11 +45,18 @@ def test_the_better_memory_comes_first(tmp_path):
         assert (tmp_path / picture).stat().st_size > 0 and picture in page
 
 
-def test_memories_without_all_tasks_are_left_out():
-    results = document({"RATE": 0.7, "LSTM": 0.9})
-    del results["T-Maze, recall: RATE"]
-    labels, sections, scores = leaderboard.scores_of(results, list(leaderboard.JUDGED))
-    assert labels == ["LSTM"] and len(sections) == 6 and scores.shape == (1, 6, 3)
+def test_tasks_of_few_memories_and_memories_without_a_task_are_left_out_and_named():
+    results = document({"RATE": 0.7, "LSTM": 0.9, "GRU": 0.6})
+    del results["T-Maze, recall: RATE"]  # it lacks a task
+    del results["T-Maze, endless: LSTM"], results["T-Maze, endless: GRU"]  # a task of one memory only
+    scores = leaderboard.scores_of(results, list(leaderboard.JUDGED))
+    assert scores.labels == ["LSTM", "GRU"] and scores.values.shape == (2, 5, 3)
+    assert scores.partial == ["RATE"] and scores.without == ["tmaze_endless"]
+    assert leaderboard.left_out(scores) == (
+        " Left out: tasks that few memories have figures of (T-Maze, endless); "
+        "memories without figures in one of the tasks (RATE)."
+    )
+    assert leaderboard.left_out(leaderboard.scores_of(document({"RATE": 1.0}), ["minigrid"])) == ""
     with pytest.raises(UserError, match="no memory with figures"):
         leaderboard.scores_of({}, list(leaderboard.JUDGED))
 

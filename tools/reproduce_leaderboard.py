@@ -13,7 +13,7 @@ A score is the success in the hardest case of a task that all memories were eval
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import cell, origin, read_page, table, write_results
 from RATE_model.errors import UserError
-from RATE_model.plots import plot_success_by_length
+from RATE_model.plots.heat_map import plot_heat_map
 from RATE_model.plots.style import COLOURS, MARKERS, save, style
 from RATE_model.protocol.statistics import Interval, bootstrap, interquartile_mean, mean_ranks, performance_profile
 from tools import reproduce_memories as memories
@@ -44,7 +44,7 @@ JUDGED: dict[memories.SectionName, int] = {
     "minigrid": 91,
 }
 CAPACITY, CAPACITY_BITS = "tmaze_multi_cue", 8
-THRESHOLDS = np.linspace(0, 0.99, 34)
+THRESHOLDS = np.array([*np.arange(10) / 10, 0.99])
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,35 @@ class Options(memories.Options):
     train: Boolean = True
 
 
-def scores_of(
-    document: Mapping[str, Any], sections: Sequence[memories.SectionName]
-) -> tuple[list[str], list[memories.SectionName], np.ndarray]:
-    """Memories and sections with complete figures, and the scores (memories, sections, seeds).
+@dataclass(frozen=True)
+class Scores:
+    """What the memories of a leaderboard reached.
 
-    Sections without figures are left out, then memories that lack one of the remaining sections.
+    Attributes:
+        labels: memories with figures in all of `sections`.
+        sections: tasks.
+        values: `(memories, sections, seeds)`, from 0 to 1.
+        without: tasks that are left out because most memories have no figures there.
+        partial: memories that are left out because they lack figures in a task.
+    """
+
+    labels: list[str]
+    sections: list[memories.SectionName]
+    values: np.ndarray
+    without: list[memories.SectionName]
+    partial: list[str]
+
+
+def scores_of(document: Mapping[str, Any], sections: Sequence[memories.SectionName]) -> Scores:
+    """The scores in a document like results/memories.json.
 
     Raises:
         UserError: there is nothing to compare, or a memory has fewer than two seeds.
     """
     entries = {section: memories.of_section(dict(document), memories.SECTIONS[section]) for section in sections}
-    there: list[memories.SectionName] = [section for section in sections if entries[section]]
-    labels = [label for label in memories.LABELS if there and all(label in entries[section] for section in there)]
+    known = [label for label in memories.LABELS if any(label in found for found in entries.values())]
+    there = [section for section in sections if 2 * len(entries[section]) > len(known)]
+    labels = [label for label in known if there and all(label in entries[section] for section in there)]
     if not labels:
         raise UserError("results/memories.json has no memory with figures in every task; train some first")
     rates = [[entries[section][label]["success_rate"][str(JUDGED[section])] for section in there] for label in labels]
@@ -76,7 +92,9 @@ def scores_of(
     if seeds < 2:
         raise UserError("a leaderboard needs at least two seeds of every memory; give more --seeds")
     success = np.array([[values[:seeds] for values in row] for row in rates])
-    return labels, there, np.clip((success - CHANCE) / (1 - CHANCE), 0, 1)
+    values = np.clip((success - CHANCE) / (1 - CHANCE), 0, 1)
+    without = [section for section in sections if section not in there]
+    return Scores(labels, there, values, without, [label for label in known if label not in labels])
 
 
 def bits_recalled(rate: float, bits: int) -> float:
@@ -86,24 +104,48 @@ def bits_recalled(rate: float, bits: int) -> float:
 
 
 def ranking(scores: np.ndarray) -> tuple[list[Interval], Interval]:
-    """Interquartile mean of each memory, from scores (memories, sections, seeds), and the mean ranks."""
-    return [bootstrap(list(tasks), interquartile_mean) for tasks in scores], mean_ranks(scores)
+    """Interquartile mean of each memory, from scores (memories, sections, seeds), and the mean ranks.
+
+    The intervals of few seeds are widened, so they are cut where scores end.
+    """
+    means = [bootstrap(list(tasks), interquartile_mean) for tasks in scores]
+    cut = [replace(mean, low=np.clip(mean.low, 0, 1), high=np.clip(mean.high, 0, 1)) for mean in means]
+    return cut, mean_ranks(scores)
 
 
 def plot_profiles(labels: Sequence[str], scores: np.ndarray, path: Path) -> Path:
-    """Share of tasks and seeds above each score."""
-    with style():
-        figure = Figure(figsize=(6.4, 4), layout="constrained")
-        axes = figure.subplots()
-        for number, (label, tasks) in enumerate(zip(labels, scores, strict=True)):
-            profile = bootstrap(list(tasks), performance_profile(THRESHOLDS))
-            colour = COLOURS[number % len(COLOURS)]
-            dashes = "-" if number < len(COLOURS) else "--"
-            axes.step(THRESHOLDS, profile.value, where="post", color=colour, linestyle=dashes, label=label)
-        axes.set(xlabel="score", ylabel="share of tasks and seeds above it", xlim=(0, 1), ylim=(-0.02, 1.02))
-        axes.legend(ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
-        axes.grid()
-    return save(figure, path)
+    """The performance profile: share of tasks and seeds above each score, from scores (memories, sections, seeds)."""
+    profile = performance_profile(THRESHOLDS)
+    shares = {label: profile(tasks.reshape(-1)).tolist() for label, tasks in zip(labels, scores, strict=True)}
+    names = [f"{threshold:.2g}" for threshold in THRESHOLDS]
+    return plot_heat_map(
+        shares, names, path, rows="", columns="score", title="Share of tasks and seeds with a higher score"
+    )
+
+
+def plot_forgetting(passive: Mapping[str, Any], path: Path) -> Path:
+    """Mean success of all memories by episode length; the memory that is right for longest comes first."""
+    section = memories.SECTIONS["tmaze"]
+    rates = {
+        label: [float(np.mean(entry["success_rate"][str(n)])) for n in section.cases]
+        for label, entry in passive.items()
+    }
+    order = sorted(rates, key=lambda label: sum(rates[label]), reverse=True)
+    names = [f"{n}" for n in section.cases]
+    title = f"T-Maze: success by episode length; trained on at most {section.trained} steps"
+    return plot_heat_map(
+        {n: rates[n] for n in order}, names, path, rows="", columns="episode length, steps", title=title
+    )
+
+
+def left_out(scores: Scores) -> str:
+    """Which tasks and memories a leaderboard lacks, as a sentence; empty if none."""
+    lacks = {
+        "tasks that few memories have figures of": [memories.SECTIONS[name].title for name in scores.without],
+        "memories without figures in one of the tasks": scores.partial,
+    }
+    parts = [f"{what} ({', '.join(names)})" for what, names in lacks.items() if names]
+    return f" Left out: {'; '.join(parts)}." if parts else ""
 
 
 def plot_capacity(points: Mapping[str, tuple[float, Sequence[float]]], path: Path) -> Path:
@@ -128,9 +170,10 @@ def plot_capacity(points: Mapping[str, tuple[float, Sequence[float]]], path: Pat
 
 def write(document: Mapping[str, Any], options: Options) -> None:
     """results/leaderboard.json, its pictures, and the generated part of .md."""
-    labels, sections, scores = scores_of(document, list(JUDGED))
+    of_all = scores_of(document, options.environments)
+    labels, sections, scores = of_all.labels, of_all.sections, of_all.values
     means, ranks = ranking(scores)
-    order = np.argsort([-float(interval.value) for interval in means])
+    order = sorted(range(len(labels)), key=lambda number: (-round(float(means[number].value), 6), ranks.value[number]))
     titles = [
         f"{memories.SECTIONS[section].title}, {memories.SECTIONS[section].called} {JUDGED[section]}"
         for section in sections
@@ -171,17 +214,14 @@ def write(document: Mapping[str, Any], options: Options) -> None:
         plot_capacity(points, folder / "capacity.png")
         pictures.append("![Bits recalled against size of the state](capacity.png)")
     if passive := memories.of_section(dict(document), memories.SECTIONS["tmaze"]):
-        curves = {
-            label: {int(length): rates for length, rates in entry["success_rate"].items()}
-            for label, entry in passive.items()
-        }
-        plot_success_by_length(curves, folder / "forgetting.png", trained=memories.SECTIONS["tmaze"].trained)
+        plot_forgetting(passive, folder / "forgetting.png")
         pictures.append("![Success against episode length, all memories](forgetting.png)")
     score_table = table(["memory", "interquartile mean (95 % interval)", "mean rank (95 % interval)", *titles], rows)
     cost_table = table(["memory", "parameters", "state, numbers", "ms a step", "training, s"], costs)
     text = (
         f"Scores over {scores.shape[2]} seeds, measured {origin(document)}: 0 is chance, 1 is always right; columns of "
-        f"tasks show mean and standard error over seeds.\n\n{score_table}\n\n{cost_table}\n\n" + "\n\n".join(pictures)
+        f"tasks show mean and standard error over seeds.{left_out(of_all)}\n\n{score_table}\n\n{cost_table}\n\n"
+        + "\n\n".join(pictures)
     )
     write_results(PAGE, "Leaderboard", found, text, options)
 
