@@ -31,7 +31,7 @@ test: $(VENV)/dev.stamp ## run the tests
 slow-test: $(VENV)/dev.stamp ## run the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
 
-gpu-check: $(VENV)/dev.stamp ## test, time and train on the GPU at hand, about 8 minutes; writes results/gpu.md
+gpu-check: $(VENV)/dev.stamp ## test, time and train on the GPU at hand; writes results/gpu.md
 	$(BIN)/python benchmarks/gpu.py
 
 lint: $(VENV)/dev.stamp ## check style, formatting, wording and types

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from Atari.games import Game
-from RATE_model.acting.rollout import Episodes, Memoryless, Wrapped, error_entry
+from RATE_model.acting.rollout import Episodes, Memoryless, PlayerWrapper, error_entry
 from RATE_model.errors import UserError
 
 
@@ -22,7 +22,7 @@ def target_of(game: Game, given: float | None, flag: str = "--target_return") ->
     return float(target)
 
 
-class ClippedRewards(Wrapped):
+class ClippedRewards(PlayerWrapper):
     """A player that sees rewards clipped to [-1, 1], as in its model's training data."""
 
     def act(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -257,19 +258,24 @@ def test_a_run_from_flags_to_pictures(name, environment, tmp_path, capsys):
 
 
 def test_data_script_reads_the_config_file_of_training(environment, tmp_path):
-    """It ignores what only training has, and refuses what neither has."""
+    """It ignores what only training has, and what means something else there; it refuses what neither has."""
     setting = Path(__file__).resolve().parents[1] / Path(environment.train_script).parent / "config_fast.yaml"
-    found = importlib.util.find_spec(f"{type(environment).__module__.rpartition('.')[0]}.dataset")
-    maker = getattr(importlib.import_module(found.name), "DATA", None) if found else None
-    if not isinstance(maker, DataMaker) or not setting.exists():
+    package = type(environment).__module__.rpartition(".")[0]
+    found = [importlib.util.find_spec(f"{package}.{name}") for name in ("dataset", "generate_dataset")]
+    makers = [getattr(importlib.import_module(each.name), "DATA", None) for each in found if each is not None]
+    makers = [maker for maker in makers if isinstance(maker, DataMaker)]
+    if not makers or not setting.exists():
         pytest.skip("has no data script, or no fast setting")
     file = tmp_path / "setting.yaml"
-    file.write_text(setting.read_text())
-    made = to_flat_dict(maker.read_flags(["--config", str(file)]))
+    file.write_text(f"{setting.read_text()}\noverwrite: true\noutput_dir: runs\n")
+    options = getattr(sys.modules[type(makers[0]).__module__], "Options", None)  # T-Maze's script has flags of its own
+    aliases = {"output_dir": "data_dir"} if options else {}
+    made = to_flat_dict(makers[0].read_flags(["--config", str(file)], options, **aliases))
     trained = to_flat_dict(environment.read_config(["--config", str(file)]))
-    shared = made.keys() & trained.keys() & yaml.safe_load(file.read_text()).keys()
+    shared = made.keys() & trained.keys() & yaml.safe_load(file.read_text()).keys() - {"overwrite"}
     assert shared and {name: made[name] for name in shared} == {name: trained[name] for name in shared}
+    assert made["overwrite"] is False and made["data_dir"] is None
     with file.open("a") as text:
-        text.write("\nepisods: 3\n")
+        text.write("episods: 3\n")
     with pytest.raises(UserError, match="unknown key 'episods'"):
-        maker.read_flags(["--config", str(file)])
+        makers[0].read_flags(["--config", str(file)], options, **aliases)

@@ -164,7 +164,8 @@ def record_passes(trainer: Trainer) -> None:
     ("mode", "options"),
     [
         ("RATE", {}),
-        ("RATE", {"bptt_segments": 0}),
+        ("RATE", {"attention": "whole"}),
+        ("RATE", {"attention": "whole", "bptt_segments": 0}),
         ("RATE", {"accumulate": 2}),
         ("TrXL", {"bptt_segments": 0}),
         ("DT", {}),
@@ -357,9 +358,9 @@ def no_reads(trainer: Trainer) -> Iterator[None]:
     [
         ("RATE", {}),
         ("RATE", {"precision": "bf16", "bptt_segments": 0, "action_noise": 0.1}),
-        ("RATE", {"attention": "shared"}),
+        ("RATE", {"attention": "whole"}),  # on a GPU the default, here not
         ("RATE", {"attention": "fused"}),
-        ("RATE", {"recorded": True}),
+        ("RATE", {"attention": "whole", "recorded": True}),
         ("TrXL", {}),
         ("DT", {"accumulate": 2}),
         ("GRU", {}),

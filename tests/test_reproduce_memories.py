@@ -10,7 +10,7 @@ from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES, MODES
 from tests.small_models import small_model
 from tools import reproduce_memories
-from tools.reproduce_memories import LABELS, SECOND_TRIES, SECTIONS, Options, acting_ms, chosen, run, write
+from tools.reproduce_memories import LABELS, SECTIONS, TMAZE_TRIES, Options, acting_ms, chosen, run, write
 
 
 def entry(seeds=(1, 2, 3)) -> dict:
@@ -32,7 +32,7 @@ def test_second_tries_are_chosen_by_their_memory():
     of_ffm = chosen(tries, ["FFM", "RATE"])
     assert of_ffm and all(label.startswith("FFM, ") for label in of_ffm)
     assert chosen(tries, of_ffm) == of_ffm and chosen(SECTIONS["tmaze"], of_ffm) == []
-    assert chosen(tries, []) == list(SECOND_TRIES) and chosen(SECTIONS["tmaze"], ["FFM"]) == ["FFM"]
+    assert chosen(tries, []) == list(TMAZE_TRIES) and chosen(SECTIONS["tmaze"], ["FFM"]) == ["FFM"]
     with pytest.raises(UserError, match="--models FF: "):
         chosen(tries, ["FF"])
     with pytest.raises(UserError, match=r"must be one of .*did you mean GRU, forget bias 4"):

@@ -64,7 +64,7 @@ class Scores:
         labels: memories with figures in all of `sections`.
         sections: tasks.
         values: `(memories, sections, seeds)`, from 0 to 1.
-        without: tasks that are left out because most memories have no figures there.
+        without: tasks that are left out because at most half of the memories have figures there.
         partial: memories that are left out because they lack figures in a task.
     """
 

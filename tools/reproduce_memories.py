@@ -163,17 +163,18 @@ SECOND_TRIES: dict[str, tuple[str, ...]] = {
     "Mamba, delta_min 1e-05": ("--mamba_delta_min", "1e-5"),
     # Few, as in ELMUR: each is overwritten many times in training.
     "DNC, 4 slots": ("--dnc_slots", "4"),
+}
+TMAZE_TRIES = SECOND_TRIES | {
     # Nothing in its equations bounds it: trained longer at the longest episodes, which is where states become stable.
     "RMT, 500 more batches": ("--anneal_batches", "650"),
     # It sees of its own episode only the current segment.
     "Retrieval, segments of 30 steps": ("--context_length", "30", "--segments", "3"),
 }
-MINIGRID_TRIES: dict[str, tuple[str, ...]] = SECOND_TRIES | {
+MINIGRID_TRIES = SECOND_TRIES | {
     "LSTM, forget bias 4": ("--forget_bias", "4"),
     "RMT, 500 more batches": ("--anneal_batches", "800"),
     "Retrieval, segments of 40 steps": ("--context_length", "40", "--segments", "2"),
 }
-del MINIGRID_TRIES["Retrieval, segments of 30 steps"]
 # The keys of SECTIONS.
 SectionName = Literal[
     "tmaze",
@@ -197,7 +198,7 @@ SECTIONS = {
     ),
     "tmaze_second_tries": Section(
         "T-Maze, second tries",
-        second_tries(TMAZE, _TMAZE_FAST, SECOND_TRIES),
+        second_tries(TMAZE, _TMAZE_FAST, TMAZE_TRIES),
         LENGTHS,
         "episode length",
         "Success_rate_T_{}",
@@ -440,7 +441,7 @@ def _name(section: Section, label: str) -> str:
 def chosen(section: Section, models: Sequence[str]) -> list[str]:
     """The labels of a section that `--models` names, directly or by their memory; all if empty. Raises UserError for
     unknown ones."""
-    check_models(models, (*LABELS, *SECOND_TRIES))
+    check_models(models, (*LABELS, *(TMAZE_TRIES | MINIGRID_TRIES)))
     return [label for label in section.study.models if not models or {label, label.partition(",")[0]} & set(models)]
 
 

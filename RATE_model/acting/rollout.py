@@ -47,8 +47,8 @@ class BatchActor(Protocol):
         return np.ones((), dtype=bool)
 
 
-class Wrapped(BatchActor):
-    """A player around another one; subclasses change what that is shown, or does."""
+class PlayerWrapper(BatchActor):
+    """A player around another one; subclasses change what it is shown or what it does."""
 
     def __init__(self, player: BatchActor) -> None:
         self._player = player

@@ -272,7 +272,9 @@ def check(config: Config, directory: Path, seed: int, *, before: Mapping[str, An
     `before` are values for runs older than these flags.
     """
     if pick_device(config.run.device).type != "cpu" and config.train.attention == "blocks":
-        raise UserError(f"--attention blocks with --device {config.run.device}: runs on CPUs only; use auto or fused")
+        raise UserError(
+            f"--attention blocks with --device {config.run.device}: runs on CPUs only; use auto, whole, fused or shared"
+        )
     flags = to_flat_dict(config)
     return check_run(
         directory,

@@ -127,7 +127,8 @@ def parse_options(
     counts; ``--flag=`` is an empty list. ``published`` are the values, by flag, that ``--published true`` sets; a
     script without them has no such flag. ``recorded`` maps the flags of the command line to values, by flag, that files
     and flags override: those that a run recorded, for example. ``also`` returns what another script calls its options:
-    ``--config FILE`` may set them, too, and they are ignored, so that one file can serve both scripts.
+    ``--config FILE`` may be of that script; what only that script has is ignored then, and ``overwrite``, which means
+    other files there.
 
     Groups may define ``check_typed(self, names)``, called with the names of the flags on the command line, and
     ``validate(self)``, called on the merged values, outermost group last. ``--help`` and ``--print_config`` print and
@@ -148,8 +149,7 @@ def parse_options(
         if path is not None:
             given = load_yaml(path, texts=True)
             if also is not None and path is invocation.config:
-                foreign = set(also()) - kinds.keys() - aliases.keys()
-                given = {key: value for key, value in given.items() if key.replace("-", "_") not in foreign}
+                given = _without_flags_of(set(also()), given, kinds.keys(), aliases.keys())
             values |= typed_values(cls, given, source=str(path), aliases=aliases)
     if published is not None and flags.get("published"):
         values = _as_published(published, values, flags, invocation.config)
@@ -430,6 +430,15 @@ def typed_values(
         except ValueError as error:
             raise UserError(f"{source}: {key}: {_text(value)}: the value must be {error}") from None
     return typed
+
+
+def _without_flags_of(other: Set[str], given: dict[str, Any], ours: Set[str], aliases: Set[str]) -> dict[str, Any]:
+    """The values of a file that are ours: all of them, unless it has options that only the other script has."""
+    names = {key: key.replace("-", "_") for key in given}
+    if not (other - ours - aliases).intersection(names.values()):
+        return given
+    foreign = (other - ours) | {"overwrite"}
+    return {key: value for key, value in given.items() if names[key] not in foreign}
 
 
 def option_names(cls: type) -> set[str]:

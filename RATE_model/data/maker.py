@@ -334,9 +334,7 @@ class DataMaker(ABC, Generic[Options]):
         module = type(self).__module__
         package = Path(self.script).parent.parts if module == "__main__" else module.split(".")[:-1]
         environment = in_folder(".".join(package))
-        if environment is None:
-            raise TypeError(f"there is no environment in {'/'.join(package)}")
-        return option_names(environment.config) | environment.aliases.keys()
+        return option_names(environment.config) | environment.aliases.keys() if environment is not None else set()
 
     def _check_versions(self, path: Path) -> None:
         """Raise a `UserError` if a file was made by another version of the code."""

@@ -82,7 +82,7 @@ def by_content(contents: Tensor, keys: Tensor, strengths: Tensor) -> Tensor:
 
 def allocation(usage: Tensor) -> Tensor:
     """a: usage `(B, N)` to each slot's share of a new write, least used first; sums to at most 1."""
-    ascending, order = usage.sort(dim=1, stable=True)  # slots of equal usage: the same one on every device
+    ascending, order = usage.sort(dim=1, stable=True)  # of equal ones, the same slot comes first on every device
     before = F.pad(ascending[:, :-1].cumprod(dim=1), (1, 0), value=1.0)
     return torch.zeros_like(usage).scatter(1, order, (1 - ascending) * before)
 

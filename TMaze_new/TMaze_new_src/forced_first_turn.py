@@ -3,11 +3,11 @@
 import numpy as np
 
 from RATE_model.acting.actor import Actor
-from RATE_model.acting.rollout import BatchActor, Wrapped
+from RATE_model.acting.rollout import BatchActor, PlayerWrapper
 from TMaze_new.TMaze_new_src.tasks import first_turns
 
 
-class ForcedFirstTurn(Wrapped):
+class ForcedFirstTurn(PlayerWrapper):
     """An actor with forced first actions: up in a row, down in its twin. See the recall task."""
 
     def __init__(self, player: BatchActor) -> None:

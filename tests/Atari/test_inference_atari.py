@@ -17,7 +17,7 @@ from RATE_model import plots
 from RATE_model.acting import video
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.evaluation import Acting
-from RATE_model.acting.rollout import Episodes, Wrapped
+from RATE_model.acting.rollout import Episodes, PlayerWrapper
 from tests import commands
 from tests.atari_runs import only_run, random_play, train
 
@@ -85,8 +85,12 @@ def test_clipped_training_rewards_are_clipped_when_acting(run, tmp_path, monkeyp
     assert json.loads((copy / "rewards.json").read_text()) == {"clipped": False}
     (copy / "rewards.json").write_text('{"clipped": true}')
     monkeypatch.setattr(video, "write_video", lambda frames, path, *, fps: list(frames) and path)
-    wrap = Wrapped.__init__
-    monkeypatch.setattr(Wrapped, "__init__", lambda self, player: (seen.append(player), wrap(self, player))[1])
+
+    def wrap(self, player):
+        seen.append(player)
+        self._player = player
+
+    monkeypatch.setattr(PlayerWrapper, "__init__", wrap)
     monkeypatch.setattr(protocol.ClippedRewards, "act", lambda self, observations, _: np.zeros(len(observations), int))
     infer("--checkpoint", copy, "--episodes", 1, "--max_steps", 2, "--video", 1, "--pictures", tmp_path / "new")
     assert len(seen) == 3, "with and without memory, and in the video"

@@ -35,8 +35,8 @@ from torch.nn import functional as F
 from RATE_model.memories.rate.blocks import BlockAttention, Distances, Piece
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.memories.rate.dropout import Dropout, dropout
-from RATE_model.memories.rate.layout import AllRows
-from RATE_model.memories.rate.wrap_around import right_of_self, wrap_around, wrapped
+from RATE_model.memories.rate.layout import MaskedRows
+from RATE_model.memories.rate.wrap_around import wrap_around, wrapped
 from RATE_model.system.products import linear
 
 # How attention is computed: "shared" (`RelativeAttention.forward`; everywhere), "blocks" (`blocks`; large batches on a
@@ -124,13 +124,27 @@ class Keys:
         return Keys(self.states[:, start:stop], self.positions[start:stop])
 
 
-def _scores(content: Tensor, states: Tensor, rotated: Tensor, positions: Tensor, bias: Tensor | None) -> Tensor:
-    """Scores `(B, r, n_head, k)` from content, rotated positions and the bias of the last columns, in one buffer."""
-    batch, rows, heads, width = content.shape
+def _scores(
+    content: Tensor,
+    states: Tensor,
+    rotated: Tensor,
+    positions: Tensor,
+    bias: Tensor | None,
+    far: Tensor | None = None,
+    rows: MaskedRows | None = None,
+) -> Tensor:
+    """Scores `(B, r, n_head, k)` from content, rotated positions and the bias of the last columns, in one buffer.
+
+    `far`: wrapped scores of all blocks of memory tokens in `rows`, `(blocks * B, w, n_head, w)`; see `wrap_around`.
+    """
+    batch, count, heads, width = content.shape
     columns = len(positions)
-    scores = (rotated.view(-1, width) @ positions.T).view(batch, rows * heads, columns)
-    scores.baddbmm_(content.flatten(1, 2), states.transpose(1, 2))
-    scores = scores.view(batch, rows, heads, columns)
+    scores = (rotated.view(-1, width) @ positions.T).view(batch, count, heads, columns)
+    if far is not None and rows is not None:
+        for block, of_block in zip(rows.cut(scores), far.chunk(len(rows.blocks)), strict=True):
+            block.copy_(torch.where(rows.right, of_block, block))
+    scores = scores.view(batch, count * heads, columns).baddbmm_(content.flatten(1, 2), states.transpose(1, 2))
+    scores = scores.view(batch, count, heads, columns)
     if bias is not None:
         scores[..., columns - bias.shape[-1] :].add_(bias.unsqueeze(-2))
     return scores
@@ -145,10 +159,18 @@ class _Scores(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, content: Tensor, states: Tensor, rotated: Tensor, positions: Tensor, bias: Tensor | None
+        ctx: Any,
+        content: Tensor,
+        states: Tensor,
+        rotated: Tensor,
+        positions: Tensor,
+        bias: Tensor | None,
+        far: Tensor | None = None,
+        rows: MaskedRows | None = None,
     ) -> Tensor:
-        scores = _scores(content, states, rotated, positions, bias)
+        scores = _scores(content, states, rotated, positions, bias, far, rows)
         ctx.save_for_backward(content, states, positions)
+        ctx.rows = None if far is None else rows
         return scores
 
     @staticmethod
@@ -158,8 +180,14 @@ class _Scores(torch.autograd.Function):
         by_row = grad.flatten(1, 2)
         of_content = torch.bmm(by_row, states).view_as(content) if ctx.needs_input_grad[0] else None
         of_states = torch.bmm(by_row.transpose(1, 2), content.flatten(1, 2)) if ctx.needs_input_grad[1] else None
+        of_far = None
+        if ctx.rows is not None:
+            of_far = torch.cat([block.masked_fill(~ctx.rows.right, 0.0) for block in ctx.rows.cut(grad)])
+            grad = grad.clone()  # autograd may use it elsewhere
+            for block in ctx.rows.cut(grad):  # what was replaced has no part in the loss
+                block.masked_fill_(ctx.rows.right, 0.0)
         of_rotated = (grad.flatten(0, 2) @ positions).view_as(content) if ctx.needs_input_grad[2] else None
-        return of_content, of_states, of_rotated, None, None
+        return of_content, of_states, of_rotated, None, None, of_far, None
 
 
 def fold_together(layers: Sequence["RelativeAttention"], content_bias: Tensor, position_bias: Tensor) -> list[Folded]:
@@ -168,75 +196,6 @@ def fold_together(layers: Sequence["RelativeAttention"], content_bias: Tensor, p
     folded = layers[0].folded(stacked, content_bias, position_bias)
     by_layer = zip(*(tensor.unbind() for tensor in folded), strict=True)
     return [Folded(a, a_bias, b, b_bias, output) for a, a_bias, b, b_bias, output in by_layer]
-
-
-_Blocks = tuple[tuple[int, int], ...]  # as in `AllRows`
-
-
-def _whole_scores(
-    content: Tensor,
-    states: Tensor,
-    rotated: Tensor,
-    positions: Tensor,
-    bias: Tensor,
-    far: Tensor | None,
-    blocks: _Blocks,
-) -> Tensor:
-    """Scores `(B, r, n_head, k)` of all rows of a segment.
-
-    `far`: wrapped scores of all blocks of memory tokens, `(blocks * B, w, n_head, w)`, from `wrapped`.
-    """
-    batch, rows, heads, width = content.shape
-    scores = (rotated.view(-1, width) @ positions.T).view(batch, rows, heads, -1)
-    if far is not None:
-        right = right_of_self(far)
-        for block, of_block in zip(_cut(scores, blocks, far), far.chunk(len(blocks)), strict=True):
-            block.copy_(torch.where(right, of_block, block))
-    scores = scores.view(batch, rows * heads, -1).baddbmm_(content.flatten(1, 2), states.transpose(1, 2))
-    return scores.view(batch, rows, heads, -1).add_(bias.unsqueeze(-2))
-
-
-def _cut(scores: Tensor, blocks: _Blocks, far: Tensor) -> list[Tensor]:
-    """Views `(B, w, n_head, w)` of the blocks of memory tokens in scores `(B, r, n_head, k)`."""
-    size = far.shape[-1]
-    return [scores[:, row : row + size, :, column : column + size] for row, column in blocks]
-
-
-class _WholeScores(torch.autograd.Function):
-    """`_whole_scores` with its gradient, in a few kernels."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        content: Tensor,
-        states: Tensor,
-        rotated: Tensor,
-        positions: Tensor,
-        bias: Tensor,
-        far: Tensor | None,
-        blocks: _Blocks,
-    ) -> Tensor:
-        ctx.save_for_backward(content, states, positions, far)
-        ctx.blocks = blocks
-        return _whole_scores(content, states, rotated, positions, bias, far, blocks)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        content, states, positions, far = ctx.saved_tensors
-        grad = grad.contiguous()
-        by_row = grad.flatten(1, 2)
-        of_content = torch.bmm(by_row, states).view_as(content)
-        of_states = torch.bmm(by_row.transpose(1, 2), content.flatten(1, 2))
-        of_rotated = (grad.flatten(0, 2) @ positions).view_as(content)
-        of_far = None
-        if far is not None:
-            size, right = far.shape[-1], right_of_self(far)
-            # What a wrapped score replaced has no part in the loss.
-            replaced = [torch.where(right, block, 0.0) for block in _cut(grad, ctx.blocks, far)]
-            for (row, column), of_block in zip(ctx.blocks, replaced, strict=True):
-                of_rotated[:, row : row + size] -= of_block @ positions[column : column + size]
-            of_far = torch.cat(replaced)
-        return of_content, of_states, of_rotated, None, None, of_far, None
 
 
 class RelativeAttention(nn.Module):
@@ -365,13 +324,13 @@ class RelativeAttention(nn.Module):
         queries: Queries,
         keys: Keys,
         folded: Folded,
-        rows: AllRows,
+        rows: MaskedRows,
         *,
         sin: Tensor,
         cos: Tensor,
         wrap: Tensor | None = None,
     ) -> Tensor:
-        """What `forward` returns first, of all rows in one piece: more operations in far fewer kernels.
+        """What `forward` returns first, of all rows in one piece: more arithmetic in far fewer kernels.
 
         Args:
             queries: of `rows`.
@@ -383,16 +342,15 @@ class RelativeAttention(nn.Module):
         """
         content, dtype = queries.content, queries.content.dtype
         batch, count, heads, width = content.shape
-        states, positions = keys.states.to(dtype), keys.positions.to(dtype)
+        states = keys.states.to(dtype)
         with torch.autocast(content.device.type, enabled=False):
             a, b = queries.position.chunk(2, dim=-1)
-            rotated = _rotate(a, b, sin.to(dtype), cos.to(dtype))
-            far = None
+            rotated, far = _rotate(a, b, sin, cos), None
             if wrap is not None and rows.blocks:
-                of_blocks = torch.cat([queries.position[:, row : row + len(wrap)] for row, _ in rows.blocks])
-                far = wrapped(of_blocks, wrap.to(dtype))
-            score = _WholeScores.apply if torch.is_grad_enabled() else _whole_scores
-            scores = score(content, states, rotated, positions, rows.bias.to(dtype), far, rows.blocks)
+                of_blocks = [queries.position[:, row : row + len(wrap)] for row, _ in rows.blocks]
+                far = wrapped(torch.cat(of_blocks), wrap)
+            score = _Scores.apply if torch.is_grad_enabled() else _scores
+            scores = score(content, states, rotated, keys.positions, rows.bias, far, rows)
             dropped = dropout(scores.softmax(dim=-1), self.dropatt, self.training)
             context = torch.bmm(dropped.view(batch, count * heads, -1), states)
         return self.dropout(linear(context.view(batch, count, heads * width), folded.output_weight))

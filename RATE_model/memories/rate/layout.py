@@ -16,10 +16,12 @@ of its rows sees cost nothing. Only the outputs of the observation rows (which p
 (the next memory) are used, so the last layer computes only those.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from RATE_model.memories.rate.wrap_around import right_of_self
 
 # Rows of steps computed together: fewer skip more of the masked triangle, more make larger products.
 _CHUNK = 32
@@ -36,8 +38,8 @@ class RowGroup:
 
 
 @dataclass(frozen=True)
-class AllRows:
-    """All rows of a segment, or those of the last layer, for attention in one piece.
+class MaskedRows:
+    """Rows of a segment for attention in one piece: all of them, or those of the last layer.
 
     The columns are those of [cache; segment], padded to a multiple of 8, which tensor cores want.
     """
@@ -45,12 +47,21 @@ class AllRows:
     rows: tuple[slice, ...]
     bias: Tensor  # (r, columns), 0 where a row may attend and -inf where not
     blocks: tuple[tuple[int, int], ...]  # first row here, and first column, of every block of memory tokens
+    right: Tensor  # (n, 1, n) bool: which tokens of a block are to the right of which
 
     def take(self, x: Tensor) -> Tensor:
-        """These rows of `(B, q, ...)` or `(q, ...)`."""
-        dim = x.ndim - 2
+        """These rows of `(..., q, d)`."""
         parts = [x[..., rows, :] for rows in self.rows]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+
+    def cut(self, scores: Tensor) -> list[Tensor]:
+        """Views `(B, n, n_head, n)` of the blocks of memory tokens in scores `(B, r, n_head, columns)`."""
+        size = self.right.shape[-1]
+        return [scores[:, row : row + size, :, column : column + size] for row, column in self.blocks]
+
+    def to(self, dtype: torch.dtype) -> "MaskedRows":
+        """With the bias in another type."""
+        return replace(self, bias=self.bias.to(dtype))
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,7 @@ class Layout:
             groups.append(RowGroup(self.written, (self.cached, self.cached + self.length), is_memory=True))
         return groups
 
-    def all_rows(self, device: torch.device, *, last: bool) -> AllRows:
+    def masked_rows(self, device: torch.device, *, last: bool) -> MaskedRows:
         """All rows, or those whose outputs are needed in the `last` layer, at once."""
         groups = self.groups(torch.device("cpu"), last=last, whole=True)
         rows = tuple(group.rows for group in groups) if last else (slice(0, self.length),)
@@ -118,4 +129,4 @@ class Layout:
                 blocks.append((first, stop - self.tokens))
             biases.append(bias)
             first += count
-        return AllRows(rows, torch.cat(biases).to(device), tuple(blocks))
+        return MaskedRows(rows, torch.cat(biases).to(device), tuple(blocks), right_of_self(self.tokens).to(device))

@@ -22,17 +22,20 @@ from RATE_model.memories.rate.blocks import AHEAD, Piece, by_distance, pieces
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.memories.rate.dropout import Dropout
 from RATE_model.memories.rate.layers import DecoderLayer
-from RATE_model.memories.rate.layout import AllRows, Layout, RowGroup
+from RATE_model.memories.rate.layout import Layout, MaskedRows, RowGroup
 from RATE_model.memories.rate.state import SegmentState
 from RATE_model.memories.rate.stepper import SegmentStepper
 from RATE_model.memories.rate.valve import make_valve
 
 Head = Callable[[Tensor], Tensor]
 
+# Versions of a layer's compiled code.
+_MOST_COMPILED = 64
 # Attention scores of a batch's segment and layer from which on "blocks" is faster on a CPU, without a cache: in float32
 # products, and in bfloat16. See docs/speed.md.
 _BLOCKS_FROM, _BLOCKS_FROM_BF16 = 2**22, 6 * 2**20
-# On a GPU those up to which "whole" is used, which keeps them all for the gradient; above it, "fused" keeps none.
+# On a GPU those up to which "whole" is used. An estimate: it keeps them all for the gradient, in every layer and
+# segment, 64 MiB each in bfloat16; "fused" keeps those of memory tokens alone.
 _WHOLE_UP_TO = 2**25
 
 
@@ -200,7 +203,14 @@ class RATE(Memory):
         return tokens if tokens.shape[-1] == self.config.d_model else tokens[..., : self.config.d_model]
 
     def compile(self, *_: Any, **__: Any) -> None:
-        """Compile a layer's pass over a segment, where nearly all time goes: all layers share the compiled code."""
+        """Compile a layer's pass over a segment, where nearly all time goes: all layers share the compiled code.
+
+        It is compiled once for the last layer and once for the others, in every shape, in training and in evaluation.
+        """
+        import torch._dynamo.config as dynamo  # takes seconds
+
+        # Shapes differ while a cache fills. Beyond its limit, 8, PyTorch would no longer use compiled code.
+        dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_COMPILED)
         self._compiled = torch.compile(self._layer)
 
     def _decode(
@@ -213,14 +223,13 @@ class RATE(Memory):
         """
         x = self.dropout(x)
         through = self._layer if self._compiled is None else self._compiled
-        middle = self._places(layout, folded[0].form, last=False)
+        places = {last: self._places(layout, folded[0].form, last=last) for last in {len(folded) == 1, True}}
         seen = []
         for index, layer in enumerate(self.layers):
             seen.append(x)
             last = index == len(self.layers) - 1
-            places = self._places(layout, folded[0].form, last=True) if last else middle
             cached = cache[index] if cache else None
-            x, _ = through(layer, x, cached, folded[index], places, last=last)
+            x, _ = through(layer, x, cached, folded[index], places[last], last=last)
         return self.dropout(x), seen
 
     def _layout(self, steps: int, state: SegmentState) -> Layout:
@@ -241,15 +250,8 @@ class RATE(Memory):
         """
         inputs = layer.attention_inputs(x)
         states = inputs if cached is None else torch.cat([cached.to(inputs.dtype), inputs], dim=1)
-        if places.all_rows is not None:
-            rows = places.all_rows
-            of_rows = rows.take(inputs)
-            keys = Keys(F.pad(states, (0, 0, 0, len(places.keys) - states.shape[1])), places.keys)
-            queries = layer.attention.queries(of_rows, folded)
-            attended = layer.attention.whole(
-                queries, keys, folded, rows, sin=places.sin, cos=places.cos, wrap=places.wrap
-            )
-            return layer.finish(rows.take(x), of_rows, attended), []
+        if places.masked is not None:
+            return self._whole(layer, x, inputs, states, folded, places.masked, places), []
         keys = Keys(states, places.keys)
         attended, rows, row_inputs, probabilities = [], [], [], []
         for group in places.groups:
@@ -275,26 +277,43 @@ class RATE(Memory):
         output = layer.finish(torch.cat(rows, dim=1), torch.cat(row_inputs, dim=1), torch.cat(attended, dim=1))
         return output, probabilities
 
+    @staticmethod
+    def _whole(
+        layer: DecoderLayer,
+        x: Tensor,
+        inputs: Tensor,
+        states: Tensor,
+        folded: Folded,
+        rows: MaskedRows,
+        places: "_Places",
+    ) -> Tensor:
+        """`_layer` in the form "whole"."""
+        padding = len(places.keys) - states.shape[1]
+        keys = Keys(F.pad(states, (0, 0, 0, padding)) if padding else states, places.keys)
+        of_rows = rows.take(inputs)
+        attended = layer.attention.whole(
+            layer.attention.queries(of_rows, folded), keys, folded, rows,
+            sin=places.sin, cos=places.cos, wrap=places.wrap,
+        )  # fmt: skip
+        return layer.finish(rows.take(x), of_rows, attended)
+
     def _places(self, layout: Layout, form: Form, *, last: bool) -> "_Places":
         """Positions of a segment's rows and columns. A full cache would start at position 0.
 
-        Made outside of what is compiled, which would make these tables in every call.
+        Made once for all layers, and outside of what is compiled.
         """
         table, start, device = self.positions, self.config.mem_len, self.device
         stop = start + layout.length
         keys, sin, cos = table.keys[start - layout.cached : stop], table.sin[start:stop], table.cos[start:stop]
-        rows, groups = None, ()
-        if form == "whole":
-            rows = _all_rows(layout, device, last)
-            keys = F.pad(keys, (0, 0, 0, rows.bias.shape[1] - len(keys)))
-            sin, cos = rows.take(sin), rows.take(cos)
-            if torch.is_autocast_enabled(device.type):  # once, and not in every layer
-                dtype = torch.get_autocast_dtype(device.type)
-                keys, sin, cos = keys.to(dtype), sin.to(dtype), cos.to(dtype)
-        else:
-            groups = _groups(layout, device, last, form != "shared")
         wrap = self.wrap_distances(layout.cached) if layout.tokens else None
-        return _Places(layout, keys, sin, cos, wrap, groups, rows)
+        if form != "whole":
+            return _Places(layout, keys, sin, cos, wrap, _groups(layout, device, last, form != "shared"))
+        rows = _masked_rows(layout, device, last)
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else keys.dtype
+        keys = F.pad(keys, (0, 0, 0, rows.bias.shape[1] - len(keys))).to(dtype)
+        sin, cos = rows.take(sin).to(dtype), rows.take(cos).to(dtype)
+        wrap = None if wrap is None else wrap.to(dtype)
+        return _Places(layout, keys, sin, cos, wrap, masked=rows.to(dtype))
 
     def wrap_distances(self, cached: int) -> Tensor:
         """Sinusoids `(n, d_model)` of the wrapped-around distances in a block of memory tokens; see `wrap_around`."""
@@ -322,7 +341,7 @@ class RATE(Memory):
         return [replace(f, form=form) for f in folded]
 
     def _form(self, batch: int) -> Form:
-        """How attention is computed for this many trajectories: as asked for, or by what was measured to be fastest."""
+        """How attention is computed for this many trajectories: as asked for, or by device and size (docs/speed.md)."""
         if self.attention != "auto":
             return cast(Form, self.attention)
         config, device = self.config, self.device.type
@@ -387,12 +406,12 @@ class _Places:
     """Positions of a segment's tokens, and what they may see; the same for every layer but the last."""
 
     layout: Layout
-    keys: Tensor  # (m + q, d_model), of all columns; of `all_rows`, as many as its bias has
-    sin: Tensor  # (q, d_model / 2), of the segment's rows, or of `all_rows`
+    keys: Tensor  # (m + q, d_model), of all columns; for `masked`, as many as its bias has
+    sin: Tensor  # (q, d_model / 2), of the segment's rows, or of those in `masked`
     cos: Tensor
     wrap: Tensor | None  # (n, d_model), see `RATE.wrap_distances`
-    groups: Sequence[RowGroup]
-    all_rows: AllRows | None  # instead of `groups`, for the form "whole"
+    groups: Sequence[RowGroup] = ()
+    masked: MaskedRows | None = None  # in place of `groups`, for the form "whole"
 
 
 @cache
@@ -405,9 +424,9 @@ def _groups(layout: Layout, device: torch.device, last: bool, whole: bool = Fals
 
 
 @cache
-def _all_rows(layout: Layout, device: torch.device, last: bool) -> AllRows:
+def _masked_rows(layout: Layout, device: torch.device, last: bool) -> MaskedRows:
     """As `_groups`, for the form "whole"."""
-    return layout.all_rows(device, last=last)
+    return layout.masked_rows(device, last=last)
 
 
 @cache

@@ -30,7 +30,7 @@ def wrap_around(position: Tensor, rotated: Tensor, positions: Tensor, wrap: Tens
     size = wrap.shape[0]
     far = wrapped(position, wrap)
     near = torch.einsum("brhd,cd->brhc", rotated, positions[-size:])
-    delta = torch.where(right_of_self(far), far - near, far.new_zeros(()))
+    delta = torch.where(right_of_self(size, far.device), far - near, far.new_zeros(()))
     return F.pad(delta, (positions.shape[0] - size, 0))
 
 
@@ -39,10 +39,9 @@ def wrapped(position: Tensor, wrap: Tensor) -> Tensor:
     return shifted(torch.einsum("brhd,cd->brhc", position, wrap))
 
 
-def right_of_self(scores: Tensor) -> Tensor:
-    """Which keys are to the right of their query, `(w, 1, w)` bool for scores `(B, w, n_head, w)`."""
-    size = scores.shape[-1]
-    return torch.ones(size, size, dtype=torch.bool, device=scores.device).triu(1)[:, None]
+def right_of_self(size: int, device: torch.device | None = None) -> Tensor:
+    """Which of a block's tokens are to the right of which, `(w, 1, w)` bool, for scores `(B, w, n_head, w)`."""
+    return torch.ones(size, size, dtype=torch.bool, device=device).triu(1)[:, None]
 
 
 def shifted(far: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.rollout import (
-    Wrapped,
+    PlayerWrapper,
     error_entry,
     evaluating,
     group_cases,
@@ -84,10 +84,11 @@ class Overflowing(Actor):
 
 @pytest.mark.parametrize("greedy", [True, False])
 @pytest.mark.parametrize("compact", [True, False])
-def test_episodes_that_overflow_before_their_end_are_reported(capsys, greedy, compact):
+@pytest.mark.parametrize("player", [lambda actor: actor, PlayerWrapper], ids=["actor", "wrapper"])
+def test_episodes_that_overflow_before_their_end_are_reported(capsys, greedy, compact, player):
     played = {"seeds": np.arange(4), "max_steps": 9, "compact": compact, "description": "long mazes"}
     overflowing = Overflowing(small_model(), 4, 1.0, greedy=greedy)
-    rollout(Wrapped(overflowing) if compact else overflowing, Countdown([2, 5, 3, 30]), **played)
+    rollout(player(overflowing), Countdown([2, 5, 3, 30]), **played)
     assert "long mazes: the agent's outputs were not finite at the end of 2 of 4" in capsys.readouterr().err
     rollout(Actor(small_model(), 4, 1.0, greedy=greedy), Countdown([2, 5, 3, 30]), **played)
     assert capsys.readouterr().err == ""

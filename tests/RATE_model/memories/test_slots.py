@@ -41,6 +41,11 @@ def test_the_least_used_slot_is_allocated_first():
     assert found[2].sum() == 1 and found[2].max() == 1  # one of two free slots, all of it
 
 
+def test_of_unused_slots_the_first_is_written():
+    """Sorting does not keep their order by itself, from 17 numbers on, and differs between devices."""
+    assert torch.equal(allocation(torch.zeros(1, 40)), torch.eye(40)[:1])
+
+
 def test_content_is_found_by_direction_and_not_by_length():
     """Slots along x, y and -x; the key along x: cosines 1, 0, -1, sharpened by beta = 2."""
     contents = torch.tensor([[[0.1, 0.0], [0.0, 5.0], [-3.0, 0.0]]], dtype=torch.float64)

@@ -2,10 +2,13 @@
 
 import gc
 import weakref
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.config as dynamo
+from torch._dynamo.utils import counters
 
 from RATE_model.memories.contract import StepOptions, Steps
 from RATE_model.memories.rate import blocks, stepper
@@ -79,14 +82,23 @@ def test_forms_are_near_in_bfloat16(form):
         assert grad.dtype == torch.float32 and (grad - wanted[name]).norm() < 0.1 * wanted[name].norm() + 1e-3, name
 
 
-def test_layers_folded_together_are_those_folded_alone():
-    model = memory()
-    attentions = [layer.attention for layer in model.layers]
-    together = fold_together(attentions, model.content_bias, model.position_bias)
-    for alone, one in zip(model.fold(), together, strict=True):
-        for name, tensor in vars(alone).items():
-            if isinstance(tensor, torch.Tensor):
-                assert (vars(one)[name] - tensor).abs().max() < 1e-6, name
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+def test_layers_folded_together_are_those_folded_alone(precision):
+    """Their tensors, and the gradients of all weights and biases."""
+
+    def folded(together: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        model = memory()
+        attentions, biases = [layer.attention for layer in model.layers], (model.content_bias, model.position_bias)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+            found = fold_together(attentions, *biases) if together else [a.fold(*biases) for a in attentions]
+        tensors = [t for one in found for t in vars(one).values() if isinstance(t, torch.Tensor)]
+        weights = [*biases, *(weight for attention in attentions for weight in attention.weights())]
+        return tensors, list(torch.autograd.grad(sum(t.float().sin().sum() for t in tensors), weights))
+
+    close = 1e-5 if precision == torch.float32 else 0.05
+    for found, expected in zip(folded(True), folded(False), strict=True):
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=close, atol=close)
 
 
 def test_dropped_attention_has_the_gradient_of_what_it_computed():
@@ -118,6 +130,28 @@ def test_large_batches_on_a_cpu_are_computed_in_blocks():
     assert memory(mem_len=5)._form(10**4) == "shared"
     model.compile()
     assert model._form(10**4) == "shared"
+
+
+def test_long_segments_on_a_gpu_are_computed_without_keeping_scores():
+    model = memory().to("meta")  # any device but a CPU
+    assert model._form(10**3) == "whole" and model._form(10**5) == "fused"
+
+
+def test_layers_share_compiled_code_and_never_run_without():
+    """With a cache, shapes differ while it fills, and there are twice as many with evaluation."""
+    compiler, limits = torch.compile, {"fail_on_recompile_limit_hit": True, "recompile_limit": 8}
+    model, plain = (memory(mem_len=50, n_layer=3) for _ in range(2))
+    valid = torch.ones(2, 4 * K, dtype=torch.bool)
+    torch.compiler.reset()
+    with dynamo.patch(**limits):
+        with mock.patch("torch.compile", lambda layer: compiler(layer, backend="eager", fullgraph=True)):
+            model.compile()
+        for training in (True, False):
+            (hidden, grads), (expected, wanted) = (passed(m.train(training), "whole", valid) for m in (model, plain))
+            assert torch.equal(hidden, expected)
+            assert all(torch.equal(grads[name], grad) for name, grad in wanted.items())
+    assert counters["stats"]["unique_graphs"] < 2 * 4 * 3  # fewer than one for every mode, segment and layer
+    torch.compiler.reset()
 
 
 def acted(model: RATE, least: int, monkeypatch) -> torch.Tensor:
