@@ -1,7 +1,7 @@
 """Check this machine's GPU: tests, benchmarks, and one complete training.
 
     make gpu-check                                              # no network
-    python benchmarks/gpu.py --parts benchmarks --rounds 50
+    python benchmarks/gpu.py --parts benchmarks --rounds 50 --output_dir /tmp
     python benchmarks/gpu.py --device cpu --tiny true --output_dir /tmp    # the same code without a GPU
 
 Writes results/gpu.md and results/gpu.json, even if something fails. See benchmarks/README.md for what is measured.
@@ -14,9 +14,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
@@ -81,16 +81,24 @@ class Options:
     parts: tuple[Part, ...] = ("tests", "benchmarks", "training")
     # Timed training steps and segments of acting; at most 5 of what is slow
     rounds: int = 20
-    # Where gpu.md and gpu.json are written
-    output_dir: Path = field(default_factory=lambda: common.ROOT / "results")
+    # Where gpu.md and gpu.json are written; none = results/, which only a complete check may replace
+    output_dir: Path | None = None
 
     def validate(self) -> None:
-        """Raise a UserError for a missing device or a folder that is not writable."""
+        """Raise a UserError for a missing device, no parts, or a missing folder."""
         at_least(1, rounds=self.rounds)
         pick_device(self.device)
-        if not self.output_dir.is_dir():
-            raise UserError(f"--output_dir {self.output_dir}: no such folder")
-        common.check_output(self.output_dir / "gpu.json")
+        if not self.parts:
+            raise UserError(f"--parts is empty; give some of {', '.join(get_args(Part))}")
+        if self.output_dir is None and (self.tiny or set(self.parts) != set(get_args(Part))):
+            raise UserError("--output_dir is missing: only a check of all parts at full size replaces results/gpu.json")
+        if not self.folder.is_dir():
+            raise UserError(f"--output_dir {self.folder}: give an existing folder")
+
+    @property
+    def folder(self) -> Path:
+        """Where results are written."""
+        return common.ROOT / "results" if self.output_dir is None else self.output_dir
 
 
 def facts(device: torch.device) -> dict[str, Any]:
@@ -316,7 +324,16 @@ def format_page(result: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Check, time, train and write. Returns 1 if a test failed, a row could not be timed or training fell short."""
     with exit_on_user_error():
-        options = parse_options(Options, argv=argv, prog="python benchmarks/gpu.py", description="Check a GPU.")
+        return check(parse_options(Options, argv=argv, prog="python benchmarks/gpu.py", description="Check a GPU."))
+
+
+def check(options: Options) -> int:
+    """As `main`, with parsed options. Raises UserError if results cannot be written."""
+    for name in ("gpu.json", "gpu.md"):
+        try:
+            (options.folder / name).open("a").close()
+        except OSError as error:
+            raise UserError(f"--output_dir {options.folder}: {name} cannot be written ({error.strerror})") from None
     device = pick_device(options.device)
     asked = to_flat_dict(options)
     del asked["output_dir"]  # a path on this machine
@@ -324,11 +341,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def save() -> None:
         """After every row, so that nothing measured is lost if the rest fails."""
-        atomic_write_json(options.output_dir / "gpu.json", result)
-        atomic_write_text(options.output_dir / "gpu.md", format_page(result))
+        atomic_write_json(options.folder / "gpu.json", result)
+        atomic_write_text(options.folder / "gpu.md", format_page(result))
 
     good = True
-    for part in options.parts:
+    for part in dict.fromkeys(options.parts):
         print(f"{part} ...", flush=True)
         if part == "tests":
             result["tests"] = run_tests()

@@ -144,9 +144,23 @@ def test_gpu_check_runs_on_a_cpu(tmp_path, capsys):
     assert all(row["min_s"] > 0 for row in result["acting"]) and result["training"]["success"].keys() == {"9", "13"}
     page = (tmp_path / "gpu.md").read_text()
     assert "success" in page and str(tmp_path) not in page + json.dumps(result)
-    with pytest.raises(SystemExit):
-        gpu.main(["--device", "cuda:99"])
-    assert "--device cuda:99" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--device", "cuda:99"], "--device cuda:99"),
+        (["--device", "cpu", "--parts="], "--parts is empty; give some of tests, benchmarks, training"),
+        (["--device", "cpu", "--parts", "tests"], "--output_dir is missing: only a check of all parts"),
+        (["--device", "cpu", "--output_dir", "nowhere"], "--output_dir nowhere: give an existing folder"),
+        (["--device", "cpu", "--output_dir", "/proc"], "--output_dir /proc: gpu.json cannot be written ("),
+    ],
+    ids=str,
+)
+def test_gpu_check_refuses_what_it_cannot_do(flags, words, capsys):
+    with pytest.raises(SystemExit, match="^2$"):
+        gpu.main(flags)
+    assert words in capsys.readouterr().err
 
 
 def test_candidates_alternate_after_a_warm_up_round():

@@ -19,10 +19,15 @@ def document(rates):
             seeds = [rate, rate, max(0.5, rate - 0.02)]
             found[f"{section.title}: {label}"] = {
                 "success_rate": {str(case): seeds for case in section.cases},
+                "seeds": [1, 2, 3],
+                "d_model": 64,
                 "parameters": 100_000,
+                "memory_parameters": 99_000,
                 "state_numbers": 64,
                 "acting_ms": 0.5,
                 "train_seconds": [10.0, 11.0, 12.0],
+                "optimizer_steps": [300, 310, 320],
+                "solved": [True, True, False],
                 "commit": ["0" * 40],
                 "date": "2026-01-01",
             }
@@ -57,7 +62,7 @@ def test_tasks_of_few_memories_and_memories_without_a_task_are_left_out_and_name
         "memories without figures in one of the tasks (RATE)."
     )
     assert leaderboard.left_out(leaderboard.scores_of(document({"RATE": 1.0}), ["minigrid"])) == ""
-    with pytest.raises(UserError, match="no memory with figures"):
+    with pytest.raises(UserError, match="no memory has figures"):
         leaderboard.scores_of({}, list(leaderboard.JUDGED))
 
 
@@ -95,3 +100,60 @@ def test_environments_to_train_can_be_chosen(tmp_path, monkeypatch):
     monkeypatch.setattr(memories, "run", lambda options: len(trained.extend(options.environments) or ""))
     leaderboard.main(["--environments", "tmaze", "tmaze_recall", "--results_dir", str(tmp_path)])
     assert trained == ["tmaze", "tmaze_recall"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (
+            {"success_rate": None},
+            "'success_rate 9' is .*; must be a list|has 3 seeds, but 0 values of 'success_rate 9'",
+        ),
+        ({"success_rate": {}}, "has 3 seeds, but 0 values of 'success_rate 9'"),
+        ({"acting_ms": "fast"}, "'acting_ms' is 'fast'; must be a number"),
+        ({"train_seconds": 4}, "'train_seconds' is 4; must be a list of numbers"),
+        ({"seeds": [1, 2]}, "has 2 seeds, but 3 values"),
+        ({"commit": None}, "'commit' must be a list"),
+    ],
+    ids=str,
+)
+def test_damaged_figures_are_refused_and_named(damage, words):
+    results = document({"RATE": 0.7, "LSTM": 0.9})
+    results["T-Maze: RATE"] |= damage
+    with pytest.raises(UserError, match=f"memories.json: 'T-Maze: RATE'.*({words})"):
+        leaderboard.scores_of(results, ["tmaze"])
+
+
+@pytest.mark.parametrize("rate", [float("nan"), 7.0, -3.0, "0.5"])
+def test_impossible_rates_are_refused(rate):
+    results = document({"RATE": 0.7})
+    results["T-Maze: RATE"]["success_rate"]["9600"][1] = rate
+    with pytest.raises(UserError, match="'success_rate 9' is "):
+        leaderboard.scores_of(results, ["tmaze"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--environments="], "--environments is empty"),
+        (["--environments", "tmaze_second_tries"], "tmaze_second_tries: is not judged; must be one of tmaze, "),
+        (["--models", "RATE"], "need --train true"),
+        (["--join", "other.json"], "need --train true"),
+    ],
+    ids=str,
+)
+def test_flags_that_mean_nothing_are_refused(flags, words, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="^2$"):
+        leaderboard.main(["--train", "false", "--results_dir", str(tmp_path), *flags])
+    assert words in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_seeds_that_not_all_memories_have_are_said_to_be_left_out():
+    results = document({"RATE": 0.7, "LSTM": 0.9})
+    entry = results["T-Maze: RATE"]
+    for name in ("seeds", "train_seconds", "optimizer_steps", "solved"):
+        entry[name] = entry[name][:2]
+    entry["success_rate"] = {case: rates[:2] for case, rates in entry["success_rate"].items()}
+    scores = leaderboard.scores_of(results, ["tmaze"])
+    assert scores.values.shape == (2, 1, 2)
+    assert leaderboard.left_out(scores) == " Left out: seeds that not all memories have (RATE has fewest)."

@@ -17,7 +17,7 @@ from MinigridMemory.get_data import collect_traj
 from MinigridMemory.MinigridMemory_src import inference_minigridmemory, train_minigridmemory
 from MuJoCo import generate_dataset, inference_mujoco, train_rate_mujoco_ca
 from RATE_model.cli import evaluation
-from RATE_model.cli.options import parse_options
+from RATE_model.cli.options import option_names, parse_options
 from RATE_model.cli.reproduce import PageOptions, StudyOptions
 from RATE_model.diagnose import __main__ as diagnose
 from RATE_model.diagnose import retention
@@ -125,6 +125,11 @@ def test_the_pages_show_commands():
     assert len(found) >= 100 and any(command.startswith("benchmarks/") for command in found)
 
 
+def training_options() -> set[str]:
+    """What all train scripts call their options; data scripts read their config files."""
+    return set().union(*(option_names(script.ENVIRONMENT.config) for script in TRAIN_SCRIPTS.values()))
+
+
 @pytest.mark.parametrize("command", commands())
 def test_a_command_is_understood(command):
     words = words_of(command)
@@ -143,7 +148,8 @@ def test_a_command_is_understood(command):
             [a if not a.endswith(".yaml") else str(ROOT / a) for a in arguments]
         )
     elif options := OPTIONS.get(script) or OPTIONS.get(path.name):
-        parse_options(options, argv=arguments)
+        arguments = [str(ROOT / word) if word.endswith(".yaml") else word for word in arguments]
+        parse_options(options, argv=arguments, also=training_options)
     elif path.parent.name == "benchmarks":
         parse_options(importlib.import_module(f"benchmarks.{path.stem}").Options, argv=arguments)
     else:

@@ -11,6 +11,7 @@ against episode length, all memories in one figure).
 A score is the success in the hardest case of a task that all memories were evaluated in, from 0 (chance) to 1.
 """
 
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -52,8 +53,18 @@ class Options(memories.Options):
     """Which memories and environments to run, and where to put runs and results."""
 
     environments: tuple[memories.SectionName, ...] = tuple(JUDGED)
-    # Train missing runs; false: only summarise results/memories.json
+    # Train missing runs; false: only summarise memories.json
     train: Boolean = True
+
+    def validate(self) -> None:
+        """Raise a UserError for tasks that are not judged, and for flags of training without training."""
+        super().validate()
+        if not self.environments:
+            raise UserError(f"--environments is empty; give some of {', '.join(JUDGED)}")
+        if unjudged := [name for name in self.environments if name not in JUDGED]:
+            raise UserError(f"--environments {unjudged[0]}: is not judged; must be one of {', '.join(JUDGED)}")
+        if not self.train and (self.join or self.models or self.again):
+            raise UserError("--join, --models and --again need --train true: without training, all figures are used")
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ class Scores:
         values: `(memories, sections, seeds)`, from 0 to 1.
         without: tasks that are left out because at most half of the memories have figures there.
         partial: memories that are left out because they lack figures in a task.
+        fewest: memories that have fewer seeds than others, whose further seeds do not count.
     """
 
     labels: list[str]
@@ -73,6 +85,7 @@ class Scores:
     values: np.ndarray
     without: list[memories.SectionName]
     partial: list[str]
+    fewest: list[str]
 
 
 def scores_of(document: Mapping[str, Any], sections: Sequence[memories.SectionName]) -> Scores:
@@ -86,15 +99,21 @@ def scores_of(document: Mapping[str, Any], sections: Sequence[memories.SectionNa
     there = [section for section in sections if 2 * len(entries[section]) > len(known)]
     labels = [label for label in known if there and all(label in entries[section] for section in there)]
     if not labels:
-        raise UserError("results/memories.json has no memory with figures in every task; train some first")
+        raise UserError("no memory has figures in every task; train some first")
+    for section, label in itertools.product(there, labels):
+        place = f"{memories.PAGE}.json: '{memories.SECTIONS[section].title}: {label}'"
+        memories.check_entry(memories.SECTIONS[section], entries[section][label], place)
     rates = [[entries[section][label]["success_rate"][str(JUDGED[section])] for section in there] for label in labels]
-    seeds = min(len(values) for row in rates for values in row)
+    counts = [min(map(len, row)) for row in rates]
+    seeds = min(counts)
     if seeds < 2:
-        raise UserError("a leaderboard needs at least two seeds of every memory; give more --seeds")
+        fewest = labels[counts.index(seeds)]
+        raise UserError(f"{fewest} has one seed in a task; a leaderboard needs at least two: train with more --seeds")
     success = np.array([[values[:seeds] for values in row] for row in rates])
     values = np.clip((success - CHANCE) / (1 - CHANCE), 0, 1)
     without = [section for section in sections if section not in there]
-    return Scores(labels, there, values, without, [label for label in known if label not in labels])
+    fewest = [label for label, count in zip(labels, counts, strict=True) if count < max(counts)]
+    return Scores(labels, there, values, without, [label for label in known if label not in labels], fewest)
 
 
 def bits_recalled(rate: float, bits: int) -> float:
@@ -143,6 +162,7 @@ def left_out(scores: Scores) -> str:
     lacks = {
         "tasks that few memories have figures of": [memories.SECTIONS[name].title for name in scores.without],
         "memories without figures in one of the tasks": scores.partial,
+        "seeds that not all memories have": [f"{label} has fewest" for label in scores.fewest[:1]],
     }
     parts = [f"{what} ({', '.join(names)})" for what, names in lacks.items() if names]
     return f" Left out: {'; '.join(parts)}." if parts else ""
@@ -169,8 +189,12 @@ def plot_capacity(points: Mapping[str, tuple[float, Sequence[float]]], path: Pat
 
 
 def write(document: Mapping[str, Any], options: Options) -> None:
-    """results/leaderboard.json, its pictures, and the generated part of .md."""
-    of_all = scores_of(document, options.environments)
+    """results/leaderboard.json, its pictures, and the generated part of .md.
+
+    Raises:
+        UserError: there is nothing to compare, or a figure is missing or impossible.
+    """
+    of_all = scores_of(document, list(dict.fromkeys(options.environments)))
     labels, sections, scores = of_all.labels, of_all.sections, of_all.values
     means, ranks = ranking(scores)
     order = sorted(range(len(labels)), key=lambda number: (-round(float(means[number].value), 6), ranks.value[number]))

@@ -16,6 +16,7 @@ join what they found:
 """
 
 import itertools
+import math
 import shlex
 import sys
 import time
@@ -368,6 +369,8 @@ def run(options: Options) -> int:
     if options.join:
         write(join(document, options.join), options)
         return 0
+    if not options.environments:
+        raise UserError(f"--environments is empty; give some of {', '.join(SECTIONS)}")
     sections = [SECTIONS[name] for name in dict.fromkeys(options.environments)]
     labels = {section.title: chosen(section, options.models) for section in sections}
     for model in options.models:
@@ -412,6 +415,8 @@ def join(document: dict[str, Any], files: Sequence[Path]) -> dict[str, Any]:
     keys, titles = _keys(), {section.title: section for section in SECTIONS.values()}
     for file in files:
         found = read_page(file, flag="--join")
+        if not found:
+            raise UserError(f"--join {file}: has no figures; give another file")
         for name in found:
             if name not in keys or not (entry := entry_of(found, name, keys[name])):
                 raise UserError(f"--join {file}: '{name}' was made by another command than today's; remove it")
@@ -421,16 +426,30 @@ def join(document: dict[str, Any], files: Sequence[Path]) -> dict[str, Any]:
     return document
 
 
-def check_entry(section: Section, entry: Mapping[str, Any], place: str) -> None:
-    """Raise a UserError unless an entry has success and costs of each of its seeds."""
-    needed = ("seeds", "success_rate", "train_seconds", "optimizer_steps", "solved")
-    alone = ("d_model", "parameters", "memory_parameters", "state_numbers", "acting_ms", "commit", "date")
-    if missing := [name for name in (*needed, *alone) if name not in entry]:
+def check_entry(section: Section, entry: Any, place: str) -> None:
+    """Raise a UserError unless an entry has success and costs of each of its seeds, and rates are from 0 to 1."""
+    by_seed = ("seeds", "train_seconds", "optimizer_steps", "solved")
+    alone = ("d_model", "parameters", "memory_parameters", "state_numbers", "acting_ms")
+    entry = entry if isinstance(entry, Mapping) else {}
+    if missing := [name for name in ("success_rate", *by_seed, *alone, "commit", "date") if name not in entry]:
         raise UserError(f"{place} has no '{missing[0]}'; copy the file again, or remove this entry")
-    rates = {f"success_rate {case}": entry["success_rate"].get(str(case), []) for case in section.cases}
-    for name, values in ({name: entry[name] for name in needed if name != "success_rate"} | rates).items():
+    cases = entry["success_rate"] if isinstance(entry["success_rate"], Mapping) else {}
+    rates = {f"success_rate {case}": cases.get(str(case), []) for case in section.cases}
+    for name, values in ({name: entry[name] for name in by_seed} | rates).items():
+        if not isinstance(values, list) or not all(map(_is_number, values)):
+            raise UserError(f"{place}: '{name}' is {values!r}; must be a list of numbers")
         if len(values) != len(entry["seeds"]):
             raise UserError(f"{place} has {len(entry['seeds'])} seeds, but {len(values)} values of '{name}'")
+        if name in rates and not all(0 <= value <= 1 for value in values):
+            raise UserError(f"{place}: '{name}' is {values}; rates are from 0 to 1")
+    if wrong := [name for name in alone if not _is_number(entry[name])]:
+        raise UserError(f"{place}: '{wrong[0]}' is {entry[wrong[0]]!r}; must be a number")
+    if not isinstance(entry["commit"], list) or not isinstance(entry["date"], str):
+        raise UserError(f"{place}: 'commit' must be a list and 'date' a text")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _name(section: Section, label: str) -> str:

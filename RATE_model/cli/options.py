@@ -435,7 +435,7 @@ def typed_values(
 def _without_flags_of(other: Set[str], given: dict[str, Any], ours: Set[str], aliases: Set[str]) -> dict[str, Any]:
     """The values of a file that are ours: all of them, unless it has options that only the other script has."""
     names = {key: key.replace("-", "_") for key in given}
-    if not (other - ours - aliases).intersection(names.values()):
+    if not (other - ours - aliases) & set(names.values()):
         return given
     foreign = (other - ours) | {"overwrite"}
     return {key: value for key, value in given.items() if names[key] not in foreign}

@@ -524,10 +524,26 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def write_results(name: str, title: str, document: Mapping[str, Any], text: str, options: StudyOptions) -> None:
-    """Write NAME.json and the part of NAME.md between the two marks; hand-written text around it is kept."""
+    """Write NAME.json and the part of NAME.md between the two marks; hand-written text around it is kept.
+
+    Raises:
+        UserError: the page cannot be read, or lacks the mark where that text continues; nothing is written.
+    """
     options.results_dir.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(options.results_dir / f"{name}.json", document, indent=1)
     page = options.results_dir / f"{name}.md"
-    old = page.read_text() if page.exists() else f"# {title}\n\n{BEGIN}\n{END}\n"
-    before, _, rest = old.partition(BEGIN)
-    atomic_write_text(page, f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}")
+    before, after = _handwritten(page, title)
+    atomic_write_json(options.results_dir / f"{name}.json", document, indent=1)
+    atomic_write_text(page, f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+
+
+def _handwritten(page: Path, title: str) -> tuple[str, str]:
+    """What stands before and after the generated part of a page."""
+    try:
+        old = page.read_text(encoding="utf-8") if page.exists() else f"# {title}\n\n{BEGIN}\n{END}\n"
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{page}: cannot be read ({error}); move it away") from None
+    before, begin, rest = old.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if begin and not end:
+        raise UserError(f"{page}: '{END}' is missing; put it where the generated part ends and your text continues")
+    return before, after

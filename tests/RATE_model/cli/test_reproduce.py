@@ -14,6 +14,7 @@ import pytest
 from RATE_model.cli import reproduce
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import (
+    BEGIN,
     PageOptions,
     Study,
     StudyOptions,
@@ -27,6 +28,7 @@ from RATE_model.cli.reproduce import (
     provenance,
     training_table,
     with_seeds,
+    write_results,
 )
 from RATE_model.errors import UserError
 from RATE_model.training.runs import FinishedRun
@@ -229,3 +231,19 @@ def test_entries_record_their_origin(tmp_path):
     assert found == {"seeds": [1, 2], "commit": ["c" * 40], "date": "2026-01-03"}
     trained = {"parameters": 9, "optimizer_steps": [10, 20], "train_seconds": [1.0, 3.0]}
     assert f"| A | 9 | 15 ± 5 | 2 ± 1 | {'c' * 12} | 2026-01-03 |" in training_table({"A": trained | found, "B": found})
+
+
+@pytest.mark.parametrize(
+    ("old", "words"),
+    [
+        (f"mine\n{BEGIN}\nfigures\n\nalso mine\n".encode(), "is missing; put it where the generated part ends"),
+        (b"\xff\xfe mine", "cannot be read"),
+    ],
+    ids=["no end mark", "not UTF-8"],
+)
+def test_a_page_whose_text_cannot_be_kept_is_left_alone(tmp_path, old, words):
+    page = tmp_path / "page.md"
+    page.write_bytes(old)
+    with pytest.raises(UserError, match=f"page.md: .*{words}"):
+        write_results("page", "Page", {"figures": 1}, "new", StudyOptions(results_dir=tmp_path))
+    assert page.read_bytes() == old and list(tmp_path.iterdir()) == [page]
