@@ -143,6 +143,7 @@ def test_layers_share_compiled_code_and_never_run_without():
     model, plain = (memory(mem_len=50, n_layer=3) for _ in range(2))
     valid = torch.ones(2, 4 * K, dtype=torch.bool)
     torch.compiler.reset()
+    counters.clear()
     with dynamo.patch(**limits):
         with mock.patch("torch.compile", lambda layer: compiler(layer, backend="eager", fullgraph=True)):
             model.compile()
