@@ -276,6 +276,6 @@ def test_data_script_reads_the_config_file_of_training(environment, tmp_path):
     assert shared and {name: made[name] for name in shared} == {name: trained[name] for name in shared}
     assert made["overwrite"] is False and made["data_dir"] is None
     with file.open("a") as text:
-        text.write("episods: 3\n")
-    with pytest.raises(UserError, match="unknown key 'episods'"):
+        text.write("learning_rte: 3\n")
+    with pytest.raises(UserError, match="unknown key 'learning_rte'.*learning_rate"):
         makers[0].read_flags(["--config", str(file)], options, **aliases)

@@ -147,10 +147,11 @@ def parse_options(
         values |= recorded(flags)
     for path in (config_file, invocation.config):
         if path is not None:
-            given = load_yaml(path, texts=True)
+            given, other = load_yaml(path, texts=True), set[str]()
             if also is not None and path is invocation.config:
-                given = _without_flags_of(set(also()), given, kinds.keys(), aliases.keys())
-            values |= typed_values(cls, given, source=str(path), aliases=aliases)
+                other = set(also())
+                given = _without_flags_of(other, given, kinds.keys(), aliases.keys())
+            values |= typed_values(cls, given, source=str(path), aliases=aliases, other=other)
     if published is not None and flags.get("published"):
         values = _as_published(published, values, flags, invocation.config)
     if "help" in flags:
@@ -409,11 +410,17 @@ def _is_switch(kind: Any) -> bool:
 
 
 def typed_values(
-    cls: type, values: dict[str, Any], *, source: str, aliases: dict[str, str] | None = None
+    cls: type,
+    values: dict[str, Any],
+    *,
+    source: str,
+    aliases: dict[str, str] | None = None,
+    other: Collection[str] = (),
 ) -> dict[str, Any]:
     """Convert a flat mapping, read from ``source``, to the types of the options of ``cls``.
 
-    Raises UserError for an unknown key or invalid value; the message names ``source``.
+    Raises UserError for an unknown key or invalid value; the message names ``source``, and for an unknown key similar
+    names of options, of those in ``other`` as well.
     """
     kinds, aliases = _option_kinds(cls), aliases or {}
     typed: dict[str, Any] = {}
@@ -421,7 +428,8 @@ def typed_values(
         alias = key.replace("-", "_")
         name, switch = aliases.get(alias, alias), BOOLEAN_ALIASES.get(alias)
         if name not in kinds:
-            raise UserError(f"{source}: unknown key '{key}'{close_matches(key.replace('-', '_'), [*kinds, *aliases])}")
+            similar = close_matches(key.replace("-", "_"), [*kinds, *aliases, *other])
+            raise UserError(f"{source}: unknown key '{key}'{similar}")
         if name in typed:
             raise UserError(f"{source}: '{key}' and '{name}' are the same option; give it once")
         try:
