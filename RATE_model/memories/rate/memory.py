@@ -203,9 +203,9 @@ class RATE(Memory):
         return tokens if tokens.shape[-1] == self.config.d_model else tokens[..., : self.config.d_model]
 
     def compile(self, *_: Any, **__: Any) -> None:
-        """Compile a layer's pass over a segment, where nearly all time goes: all layers share the compiled code.
+        """Compile a layer's pass over a segment, where nearly all time goes; all layers share the compiled code.
 
-        It is compiled once for the last layer and once for the others, in every shape, in training and in evaluation.
+        There is one version for the last layer and one for the others, in every shape, in training and in evaluation.
         """
         import torch._dynamo.config as dynamo  # takes seconds
 
@@ -223,11 +223,11 @@ class RATE(Memory):
         """
         x = self.dropout(x)
         through = self._layer if self._compiled is None else self._compiled
-        places = {last: self._places(layout, folded[0].form, last=last) for last in {len(folded) == 1, True}}
+        lasts = [index == len(self.layers) - 1 for index in range(len(self.layers))]
+        places = {last: self._places(layout, folded[0].form, last=last) for last in set(lasts)}
         seen = []
-        for index, layer in enumerate(self.layers):
+        for index, (layer, last) in enumerate(zip(self.layers, lasts, strict=True)):
             seen.append(x)
-            last = index == len(self.layers) - 1
             cached = cache[index] if cache else None
             x, _ = through(layer, x, cached, folded[index], places[last], last=last)
         return self.dropout(x), seen
@@ -329,7 +329,7 @@ class RATE(Memory):
         attentions = [layer.attention for layer in self.layers]
         # In float32: what it costs does not depend on the batch, and gradients are added up over segments here.
         with torch.autocast(self.device.type, enabled=False) if form == "blocks" else nullcontext():
-            if self.device.type == "cpu":
+            if self.device.type == "cpu":  # where launches cost nothing, and tests pin results to the last bit
                 folded = [attention.fold(self.content_bias, self.position_bias) for attention in attentions]
             else:
                 folded = fold_together(attentions, self.content_bias, self.position_bias)
