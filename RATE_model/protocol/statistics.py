@@ -46,10 +46,15 @@ def wilson(successes: np.ndarray | int, trials: np.ndarray | int, *, confidence:
 
 
 def interquartile_mean(samples: np.ndarray) -> np.ndarray:
-    """Mean of the middle half, over the last axis: the lowest and the highest n // 4 of n are left out."""
-    ordered = np.sort(samples, axis=-1)
-    cut = ordered.shape[-1] // 4
-    return ordered[..., cut : ordered.shape[-1] - cut].mean(-1)
+    """Mean of the middle half, over the last axis.
+
+    Samples that are partly in it count in part, so the mean does not depend on how often each of n samples is repeated,
+    and resamples of another size compare with it.
+    """
+    ordered, n = np.sort(samples, axis=-1), samples.shape[-1]
+    ends = np.arange(n + 1)
+    inside = np.clip(np.minimum(ends[1:], 0.75 * n) - np.maximum(ends[:-1], 0.25 * n), 0, None)
+    return ordered @ (inside / inside.sum())
 
 
 def mean(samples: np.ndarray) -> np.ndarray:

@@ -33,11 +33,17 @@ def test_wilson_takes_arrays():
 
 @pytest.mark.parametrize(
     ("samples", "expected"),
-    [([5, 8, 4, 38, 8, 6, 9, 7, 7, 3, 1, 6], 6.5), ([1, 3, 5, 7, 9, 11, 13, 15, 17], 9), ([2, 4, 9], 5)],
+    [([5, 8, 4, 38, 8, 6, 9, 7, 7, 3, 1, 6], 6.5), ([1, 3, 5, 7, 9, 11, 13, 15, 17], 9), ([2, 4, 9], 4.5)],
 )
 def test_interquartile_mean_of_textbook_examples(samples, expected):
     assert interquartile_mean(np.array(samples, dtype=float)) == pytest.approx(expected)
     assert interquartile_mean(np.tile(samples[::-1], (2, 1)).astype(float)).tolist() == pytest.approx([expected] * 2)
+
+
+def test_interval_of_tasks_without_spread_is_their_interquartile_mean():
+    """Resamples are smaller than the samples, which must not matter."""
+    found = bootstrap([np.zeros(3), np.zeros(3), np.ones(3)], interquartile_mean)
+    assert found.value == pytest.approx(1 / 6) and found.low == found.high == pytest.approx(1 / 6)
 
 
 def test_performance_profile_counts_scores_above():
