@@ -92,7 +92,7 @@ def scores_of(document: Mapping[str, Any], sections: Sequence[memories.SectionNa
     """The scores in a document like results/memories.json.
 
     Raises:
-        UserError: there is nothing to compare, or a memory has fewer than two seeds.
+        UserError: there is nothing to compare, a memory has fewer than two seeds, or a figure is missing or impossible.
     """
     entries = {section: memories.of_section(dict(document), memories.SECTIONS[section]) for section in sections}
     known = [label for label in memories.LABELS if any(label in found for found in entries.values())]
@@ -107,8 +107,8 @@ def scores_of(document: Mapping[str, Any], sections: Sequence[memories.SectionNa
     counts = [min(map(len, row)) for row in rates]
     seeds = min(counts)
     if seeds < 2:
-        fewest = labels[counts.index(seeds)]
-        raise UserError(f"{fewest} has one seed in a task; a leaderboard needs at least two: train with more --seeds")
+        name = labels[counts.index(seeds)]
+        raise UserError(f"{name} has one seed in a task; a leaderboard needs at least two: train with more --seeds")
     success = np.array([[values[:seeds] for values in row] for row in rates])
     values = np.clip((success - CHANCE) / (1 - CHANCE), 0, 1)
     without = [section for section in sections if section not in there]

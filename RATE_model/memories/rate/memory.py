@@ -223,11 +223,11 @@ class RATE(Memory):
         """
         x = self.dropout(x)
         through = self._layer if self._compiled is None else self._compiled
-        lasts = [index == len(self.layers) - 1 for index in range(len(self.layers))]
-        places = {last: self._places(layout, folded[0].form, last=last) for last in set(lasts)}
+        places = self._places(layout, folded[0].form)
         seen = []
-        for index, (layer, last) in enumerate(zip(self.layers, lasts, strict=True)):
+        for index, layer in enumerate(self.layers):
             seen.append(x)
+            last = index == len(self.layers) - 1
             cached = cache[index] if cache else None
             x, _ = through(layer, x, cached, folded[index], places[last], last=last)
         return self.dropout(x), seen
@@ -297,8 +297,9 @@ class RATE(Memory):
         )  # fmt: skip
         return layer.finish(rows.take(x), of_rows, attended)
 
-    def _places(self, layout: Layout, form: Form, *, last: bool) -> "_Places":
-        """Positions of a segment's rows and columns. A full cache would start at position 0.
+    def _places(self, layout: Layout, form: Form) -> "dict[bool, _Places]":
+        """Positions of a segment's rows and columns, for the last layer (True) and the others. A full cache would start
+        at position 0.
 
         Made once for all layers, and outside of what is compiled.
         """
@@ -307,13 +308,16 @@ class RATE(Memory):
         keys, sin, cos = table.keys[start - layout.cached : stop], table.sin[start:stop], table.cos[start:stop]
         wrap = self.wrap_distances(layout.cached) if layout.tokens else None
         if form != "whole":
-            return _Places(layout, keys, sin, cos, wrap, _groups(layout, device, last, form != "shared"))
-        rows = _masked_rows(layout, device, last)
+            groups = {last: _groups(layout, device, last, form != "shared") for last in (False, True)}
+            return {last: _Places(layout, keys, sin, cos, wrap, of_rows) for last, of_rows in groups.items()}
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else keys.dtype
-        keys = F.pad(keys, (0, 0, 0, rows.bias.shape[1] - len(keys))).to(dtype)
-        sin, cos = rows.take(sin).to(dtype), rows.take(cos).to(dtype)
-        wrap = None if wrap is None else wrap.to(dtype)
-        return _Places(layout, keys, sin, cos, wrap, masked=rows.to(dtype))
+        masked = {last: _masked_rows(layout, device, last).to(dtype) for last in (False, True)}
+        keys = F.pad(keys, (0, 0, 0, masked[True].bias.shape[1] - len(keys))).to(dtype)
+        sin, cos, wrap = sin.to(dtype), cos.to(dtype), None if wrap is None else wrap.to(dtype)
+        return {
+            last: _Places(layout, keys, rows.take(sin), rows.take(cos), wrap, masked=rows)
+            for last, rows in masked.items()
+        }
 
     def wrap_distances(self, cached: int) -> Tensor:
         """Sinusoids `(n, d_model)` of the wrapped-around distances in a block of memory tokens; see `wrap_around`."""
@@ -390,7 +394,7 @@ class RATE(Memory):
 
     def _look(self, x: Tensor, state: SegmentState, layout: Layout) -> tuple[SegmentState, Tensor]:
         """One segment like `_decode`, with all rows of the last layer and every layer's attention."""
-        folded, places = self.fold(), self._places(layout, "shared", last=False)
+        folded, places = self.fold(), self._places(layout, "shared")[False]
         x = self.dropout(x)
         seen, maps = [], []
         for index, layer in enumerate(self.layers):

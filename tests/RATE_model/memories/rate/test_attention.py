@@ -29,7 +29,7 @@ def test_the_fast_attention_is_the_plain_one(change, cached):
     )
     plain = layer.finish(x, x, plain)
     folded = layer.attention.fold(memory.content_bias, memory.position_bias)
-    fast, groups = memory._layer(layer, x, cache, folded, memory._places(layout, "shared", last=False), last=False)
+    fast, groups = memory._layer(layer, x, cache, folded, memory._places(layout, "shared")[False], last=False)
     torch.testing.assert_close(fast, plain, rtol=0, atol=1e-5)
     torch.testing.assert_close(_assemble_map(groups, layout, x.device), probabilities, rtol=0, atol=1e-5)
     weights = torch.randn_like(x)
