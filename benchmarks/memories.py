@@ -77,7 +77,9 @@ class Options:
     loop_steps: int = 512
     loop_batch: int = 32
     loop_rounds: int = 3
-    # Threads of torch; 0 = torch's default
+    # Threads of torch for that comparison, in wall-clock time; 0 = torch's default
+    loop_threads: int = 2
+    # Threads of torch for everything else; 0 = torch's default
     threads: int = 1
     # Write the figures to this JSON file
     output: Path | None = None
@@ -91,7 +93,8 @@ class Options:
         at_least(1, d_model=self.d_model, context_length=self.context_length, segments=self.segments)
         at_least(1, batch_size=self.batch_size, episodes=self.episodes, rounds=self.rounds)
         at_least(1, loop_steps=self.loop_steps, loop_batch=self.loop_batch)
-        at_least(0, early=self.early, late=self.late, threads=self.threads, loop_rounds=self.loop_rounds)
+        at_least(0, early=self.early, late=self.late, threads=self.threads)
+        at_least(0, loop_rounds=self.loop_rounds, loop_threads=self.loop_threads)
         common.check_output(self.output)
 
     def agent(self, mode: str) -> Agent:
@@ -274,8 +277,8 @@ def acting(options: Options, mode: str) -> dict[str, Callable[[], float]]:
 
 
 def whole_and_loop(options: Options, mode: str) -> dict[str, Callable[[], float]]:
-    """Candidates for `interleave`: processor seconds of a recurrent memory, forward and backward, in one call and in
-    one call per step. Empty for memories that see several steps at once, see only the current step, or learn nothing.
+    """Candidates for `interleave`: seconds of a recurrent memory, forward and backward, in one call and in one call per
+    step. Empty for memories that see several steps at once, see only the current step, or learn nothing.
 
     Raises:
         RuntimeError: the hidden states differ.
@@ -302,9 +305,9 @@ def whole_and_loop(options: Options, mode: str) -> dict[str, Callable[[], float]
 
     def timed(run: Callable[[], Tensor]) -> Callable[[], float]:
         def seconds() -> float:
-            start = time.process_time()
+            start = time.perf_counter()
             run().square().mean().backward()
-            return time.process_time() - start
+            return time.perf_counter() - start
 
         return seconds
 
@@ -341,7 +344,9 @@ def measure(options: Options) -> list[dict[str, Any]]:
         if "through_forward" in seconds:
             row["forward_by_late"] = common.ratio(seconds["through_forward"], seconds["late"])
         if candidates := whole_and_loop(options, mode):
+            common.set_threads(options.loop_threads)
             seconds = common.interleave(candidates, rounds=options.loop_rounds, report=lambda line: None)
+            common.set_threads(options.threads)
             row |= {name: common.summary(values) for name, values in seconds.items()}
             row["loop_by_whole"] = common.ratio(seconds["loop"], seconds["whole"])
         rows.append(row)
@@ -377,7 +382,7 @@ def format_table(result: dict[str, Any]) -> str:
             f"{options['episodes']} episodes at once; d_model {options['d_model']}. Processor time, medians of "
             f"{options['rounds']} rounds. Last columns: a recurrent memory, forward and backward, over "
             f"{options['loop_batch']} trajectories of {options['loop_steps']} steps, in one call and in one call a "
-            f"step, {options['loop_rounds']} rounds.",
+            f"step, {options['loop_rounds']} rounds, wall-clock time with {options['loop_threads'] or 'all'} threads.",
             common.table(header, rows),
         ]
     )

@@ -87,10 +87,11 @@ class FFMCell(Cell):
         written = (self.write(x) * write_gate).float()
         rate = torch.complex(-self.log_decay.exp()[:, None], torch.zeros(1, device=x.device))
         decay = torch.exp(rate + 1j * self.frequency)  # (m, c)
-        z = written[..., None].expand(*written.shape, decay.shape[-1]).to(decay.dtype)
+        z = written[..., None].expand(*written.shape, decay.shape[-1])
         traces = torch.view_as_real(scan(decay[None, None], z, torch.view_as_complex(before)))
         read = self.norm(self.read(traces.flatten(2)))
-        y = read * read_gate + self.skip(x) * (1 - read_gate)
+        skip = self.skip(x)
+        y = torch.addcmul(skip, read_gate, read - skip)
         seen = {"write gate": write_gate, "read gate": read_gate}
         return y, (last_valid(traces, before, valid),), seen
 

@@ -9,7 +9,7 @@
     layer: x_t + W (y_t * silu(z_t)), x after an RMSNorm
 
 delta_t is the gate: near 0 the state stays as it is, large it is replaced by what comes in (theorem 1). States are
-(B, T, n, d_inner); those of a chunk are made, read and dropped, and made again for the gradient.
+(B, T, n, d_inner).
 """
 
 import math
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryOptions, State
-from RATE_model.memories.scan import in_chunks, scan_and_read
+from RATE_model.memories.scan import Decay, in_chunks, scan_and_read
 from RATE_model.memories.stack import (
     CausalConvolution,
     Cell,
@@ -125,7 +125,7 @@ class MambaCell(Cell):
         if valid is not None:
             delta = delta * valid[..., None]  # with delta 0 nothing is written and nothing decays
         inputs = (delta, delta * v, write.float(), read.float())
-        outputs, states = in_chunks(self._piece, states, inputs, size=_CHUNK)
+        outputs, states = in_chunks(self._piece, states, inputs, size=_CHUNK, stored_per_step=2 * states.numel())
         y = torch.cat(outputs, dim=1) + self.through * v
         return self.output(y * F.silu(z)), (states, conv), {"step size": delta}
 
@@ -133,11 +133,30 @@ class MambaCell(Cell):
         self, state: Tensor, delta: Tensor, written: Tensor, write: Tensor, read: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Outputs `(B, L, d_inner)` of some steps, and the state after them; all in float32."""
-        return scan_and_read(torch.exp(delta[:, :, None] * -self.log_rate.exp()), write, written, read, state)
+        return scan_and_read(_Discretised, (delta, self.log_rate.exp()), write, written, read, state)
 
     def stepper(self, state: CellState, dtype: torch.dtype) -> CellStepper:
         """See `Cell.stepper`."""
         return MambaStepper(self, state, dtype)
+
+
+class _Discretised(Decay):
+    """exp(delta_t A), `(B, T, n, d_inner)`."""
+
+    @staticmethod
+    def of(*factors: Tensor) -> Tensor:
+        """See `Decay.of`."""
+        delta, rate = factors
+        return (delta[:, :, None] * -rate).exp_()
+
+    @staticmethod
+    def gradients(to_decay: Tensor, decay: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
+        """See `Decay.gradients`; summed over n part by part, without a tensor of all products."""
+        delta, rate = factors
+        to_exponent, to_delta = to_decay.mul_(decay), torch.zeros_like(delta)
+        for part, a in zip(to_exponent.unbind(2), rate, strict=True):
+            to_delta.addcmul_(part, a, value=-1)
+        return to_delta, -to_exponent.mul_(delta[:, :, None]).sum(dim=(0, 1))
 
 
 class MambaStepper(CellStepper):

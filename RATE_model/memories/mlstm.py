@@ -129,7 +129,7 @@ class MLSTMCell(Cell):
             write, forget = write.masked_fill(~valid[..., None], -torch.inf), forget * valid[..., None]
         heads = [part.float().unflatten(-1, (self.heads, -1)) for part in (q, k, v)]
         piece = attend if x.shape[1] > 1 else recur
-        outputs, matrix = in_chunks(piece, tuple(matrix), (*heads, write, forget), size=_CHUNK, again=False)
+        outputs, matrix = in_chunks(piece, tuple(matrix), (*heads, write, forget), size=_CHUNK)
         h = torch.cat(outputs, dim=1)
         h = F.layer_norm(h, h.shape[-1:], eps=1e-5).flatten(2) * self.norm
         y = self.output((h + self.skip * filtered) * F.silu(z))
@@ -226,7 +226,7 @@ def attend(state: Matrix, q: Tensor, k: Tensor, v: Tensor, write: Tensor, forget
     with torch.autocast(q.device.type, enabled=False):
         scores = q @ k.transpose(-1, -2) * weights
         found = scores @ v + carried[..., None] * (q @ matrix)
-        norm = scores.sum(dim=-1) + carried * (q @ normaliser[..., None]).squeeze(-1)
+        norm = scores.sum(dim=-1) + carried * (normaliser[..., None, :] @ q.transpose(-1, -2)).squeeze(-2)
         h = found / torch.maximum(norm.abs(), torch.exp(-maxima.clamp(min=-80)))[..., None]
         kept, written = carried[..., -1:], weights[..., -1, :, None] * k
         matrix = kept[..., None] * matrix + written.transpose(-1, -2) @ v

@@ -8,6 +8,7 @@ are formed, never quotients or exponentials of running sums, so with decays of a
 the sequence.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -21,6 +22,8 @@ StateT = TypeVar("StateT")
 # From this many numbers per step, a CPU is faster step by step, in place, than with the tree, which makes several
 # passes over memory: benchmarks/README.md.
 _WIDE = 2048
+# Numbers that chunks may store for the gradient: 512 MiB a layer.
+_STORED = 2**27
 
 
 def scan(decay: Tensor, x: Tensor, initial: Tensor) -> Tensor:
@@ -28,13 +31,15 @@ def scan(decay: Tensor, x: Tensor, initial: Tensor) -> Tensor:
 
     Args:
         decay: a, `(B, T, ...)`. Any dimension may be 1; where T is, all steps have one decay.
-        x: `(B, T, ...)`.
+        x: `(B, T, ...)`; may be real where the others are complex.
         initial: s_0, `(B, ...)`.
 
     Returns:
         s_1 to s_T, `(B, T, ...)`, in the widest dtype of the three, at least float32.
     """
-    return _Scan.apply(*_widest(decay, x, initial))
+    decay, initial, wide = _widest(decay, initial, x[:0])
+    real = wide.is_complex() and not x.is_complex()
+    return _Scan.apply(decay, x.to(wide.real.dtype if real else wide.dtype), initial)
 
 
 def _widest(*tensors: Tensor) -> list[Tensor]:
@@ -50,9 +55,10 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, decay: Tensor, x: Tensor, initial: Tensor) -> Tensor:
-        first = torch.addcmul(x[:, :1], decay[:, :1], initial[:, None])
+        first = torch.addcmul(x[:, :1].to(decay.dtype), decay[:, :1], initial[:, None])
         states = _states(decay, x, first)
         ctx.save_for_backward(decay, states, initial)
+        ctx.real = not x.is_complex()
         return states
 
     @staticmethod
@@ -60,40 +66,51 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
         decay, states, initial = ctx.saved_tensors
         decay = decay.conj().resolve_conj()
-        later = decay if decay.shape[1] == 1 else decay.roll(-1, 1)  # leads from a state to the next
-        reaching = _states(later, gradient, gradient[:, -1:], backwards=True)
+        reaching = _states(decay, gradient, gradient[:, -1:], backwards=True)
         to_decay = to_initial = None
         if ctx.needs_input_grad[0]:
-            before = torch.cat([initial[:, None], states[:, :-1]], dim=1)
-            to_decay = (reaching * before.conj()).sum_to_size(decay.shape)
+            to_decay = _to_decay(decay, reaching, initial, states)
         if ctx.needs_input_grad[2]:
             to_initial = decay[:, 0] * reaching[:, 0]
-        return to_decay, reaching, to_initial
+        return to_decay, reaching.real if ctx.real else reaching, to_initial
 
 
-def _states(decay: Tensor, x: Tensor, first: Tensor, *, backwards: bool = False) -> Tensor:
-    """The recurrence from its first state `(B, 1, ...)`; `x` of that step is ignored."""
+def _to_decay(decay: Tensor, reaching: Tensor, initial: Tensor, states: Tensor) -> Tensor:
+    """The gradient of the decays: what reaches each state times the state before it, conjugate."""
+    first = reaching[:, :1] * initial.conj()[:, None]
+    if decay.shape[1] == 1:  # one pass over the states, instead of one each for products and their sum
+        others = torch.linalg.vecdot(states[:, :-1], reaching[:, 1:], dim=1)
+        return (first + others[:, None]).sum_to_size(decay.shape)
+    others = reaching[:, 1:] * states[:, :-1].conj()
+    return torch.cat([first, others], dim=1).sum_to_size(decay.shape)
+
+
+def _states(decay: Tensor, x: Tensor, first: Tensor, *, backwards: bool = False, in_place: bool = False) -> Tensor:
+    """The recurrence from its first state `(B, 1, ...)`; `x` of that step is ignored.
+
+    Backwards, from the last step to the first, the decay that leads to a step is that of the step after it. `in_place`
+    allows the states to take the place of `x`.
+    """
     if x.shape[1] == 1:
         return first
     if x.device.type == "cpu" and first.numel() >= _WIDE:
-        return _sweep(decay, x, first, backwards=backwards)
+        return _sweep(decay, x, first, backwards=backwards, in_place=in_place)
     if not backwards:
         return _tree(decay, torch.cat([first, x[:, 1:]], dim=1))
-    return _tree(decay.flip(1), torch.cat([first, x[:, :-1].flip(1)], dim=1)).flip(1)
+    later = decay if decay.shape[1] == 1 else decay.flip(1).roll(1, 1)
+    return _tree(later, torch.cat([first, x[:, :-1].flip(1)], dim=1)).flip(1)
 
 
-def _sweep(decay: Tensor, x: Tensor, first: Tensor, *, backwards: bool = False) -> Tensor:
+def _sweep(decay: Tensor, x: Tensor, first: Tensor, *, backwards: bool, in_place: bool) -> Tensor:
     """The recurrence step by step, as written."""
-    states = torch.empty_like(x)
-    decays = decay.expand(-1, x.shape[1], *decay.shape[2:]).unbind(1)
-    steps: list[Sequence[Tensor]] = [decays, x.unbind(1), states.unbind(1)]
-    if backwards:
-        steps = [each[::-1] for each in steps]
-    steps[2][0].copy_(first[:, 0])
-    before = steps[2][0]
-    for a, new, state in list(zip(*steps, strict=True))[1:]:
-        torch.addcmul(new, a, before, out=state)
-        before = state
+    states = x if in_place else torch.empty(x.shape, dtype=first.dtype)
+    if x.dtype != states.dtype:
+        x = states.copy_(x)
+    order = slice(None, None, -1 if backwards else 1)
+    decays, xs, steps = (part.unbind(1)[order] for part in (decay.expand(-1, x.shape[1], *decay.shape[2:]), x, states))
+    before = steps[0].copy_(first[:, 0])
+    for a, new, state in zip(decays[:-1] if backwards else decays[1:], xs[1:], steps[1:], strict=True):
+        before = torch.addcmul(new, a, before, out=state)
     return states
 
 
@@ -117,13 +134,29 @@ def _tree(decay: Tensor, x: Tensor) -> Tensor:
     return states
 
 
-def scan_and_read(decay: Tensor, key: Tensor, value: Tensor, query: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
+class Decay(ABC):
+    """Decays a, `(B, T, p, q)`, as a function of smaller tensors, its factors."""
+
+    @staticmethod
+    @abstractmethod
+    def of(*factors: Tensor) -> Tensor:
+        """The decays."""
+
+    @staticmethod
+    @abstractmethod
+    def gradients(to_decay: Tensor, decay: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
+        """Of the factors, from that of the decays; may overwrite `to_decay`."""
+
+
+def scan_and_read(
+    rule: type[Decay], factors: Sequence[Tensor], key: Tensor, value: Tensor, query: Tensor, initial: Tensor
+) -> tuple[Tensor, Tensor]:
     """The product q_t s_t of every state of s_t = a_t * s_{t-1} + k_t v_t^T. Differentiable once.
 
-    Equals `scan` of products k v^T and a product with q, with half as many backward passes over the states.
+    Equals `scan` of products k v^T and a product with q, with half as many passes over the states.
 
     Args:
-        decay: a, `(B, T, p, q)`.
+        rule, factors: what a, `(B, T, p, q)`, is made of.
         key, query: `(B, T, p)`.
         value: `(B, T, q)`.
         initial: s_0, `(B, p, q)`.
@@ -131,33 +164,42 @@ def scan_and_read(decay: Tensor, key: Tensor, value: Tensor, query: Tensor, init
     Returns:
         `(B, T, q)`, and s_T `(B, p, q)`, in dtypes as of `scan`.
     """
-    with torch.autocast(decay.device.type, enabled=False):
-        return _ScanAndRead.apply(*_widest(decay, key, value, query, initial))
+    with torch.autocast(key.device.type, enabled=False):
+        return _ScanAndRead.apply(rule, *_widest(key, value, query, initial, *factors))
 
 
 class _ScanAndRead(torch.autograd.Function):
     """Each gradient is the product of the one that reaches a state and the factors that made or read it."""
 
     @staticmethod
-    def forward(ctx: Any, decay: Tensor, key: Tensor, value: Tensor, query: Tensor, initial: Tensor) -> Any:
-        x = key[..., None] * value[:, :, None]
-        states = _states(decay, x, torch.addcmul(x[:, :1], decay[:, :1], initial[:, None]))
-        ctx.save_for_backward(decay, key, value, query, initial, states)
+    def forward(
+        ctx: Any, rule: type[Decay], key: Tensor, value: Tensor, query: Tensor, initial: Tensor, *factors: Tensor
+    ) -> Any:
+        decay, x = rule.of(*factors), key[..., None] * value[:, :, None]
+        states = _states(decay, x, torch.addcmul(x[:, :1], decay[:, :1], initial[:, None]), in_place=True)
+        ctx.rule = rule
+        ctx.save_for_backward(key, value, query, initial, decay, states, *factors)
         return (query[:, :, None] @ states).squeeze(2), last(states)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_read: Tensor, of_last: Tensor) -> tuple[Tensor, ...]:
-        decay, key, value, query, initial, states = ctx.saved_tensors
+    def backward(ctx: Any, of_read: Tensor, of_last: Tensor) -> tuple[Tensor | None, ...]:
+        key, value, query, initial, decay, states, *factors = ctx.saved_tensors
+        to_query = times(states, of_read)
         gradient = query[..., None] * of_read[:, :, None]
         gradient[:, -1] += of_last
-        reaching = _states(decay.roll(-1, 1), gradient, gradient[:, -1:], backwards=True)
-        to_decay = torch.empty_like(decay)
-        torch.mul(reaching[:, :1], initial[:, None], out=to_decay[:, :1])
-        torch.mul(reaching[:, 1:], states[:, :-1], out=to_decay[:, 1:])
-        to_key, to_query = (reaching @ value[..., None]).squeeze(-1), (states @ of_read[..., None]).squeeze(-1)
-        to_value = (key[:, :, None] @ reaching).squeeze(2)
-        return to_decay, to_key, to_value, to_query, decay[:, 0] * reaching[:, 0]
+        reaching = _states(decay, gradient, gradient[:, -1:], backwards=True, in_place=True)
+        to_key, to_value = times(reaching, value), (key[:, :, None] @ reaching).squeeze(2)
+        to_initial = decay[:, 0] * reaching[:, 0]
+        to_decay = reaching  # in its place: on a CPU a new tensor of this size costs more than the product
+        to_decay[:, :1].mul_(initial[:, None])
+        to_decay[:, 1:].mul_(states[:, :-1])
+        return None, to_key, to_value, to_query, to_initial, *ctx.rule.gradients(to_decay, decay, *factors)
+
+
+def times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """`(..., p, q)` times `(..., q)`; transposed, a CPU multiplies many of them up to seven times as fast."""
+    return (vector[..., None, :] @ matrix.transpose(-1, -2)).squeeze(-2)
 
 
 def last(states: Tensor) -> Tensor:
@@ -166,23 +208,29 @@ def last(states: Tensor) -> Tensor:
 
 
 def in_chunks(
-    piece: Callable[..., tuple[Any, StateT]], state: StateT, inputs: Sequence[Tensor], *, size: int, again: bool = True
+    piece: Callable[..., tuple[Any, StateT]],
+    state: StateT,
+    inputs: Sequence[Tensor],
+    *,
+    size: int,
+    stored_per_step: int = 0,
 ) -> tuple[list[Any], StateT]:
-    """A recurrence whose states are too large to store at every step; only those between chunks are stored.
+    """A recurrence over chunks of steps, whose large intermediate results then fit into a processor's cache.
 
     Args:
         piece: (state, inputs of some steps...) -> (outputs of these steps, the state after them).
         state: the state before the first step: a tensor, or a tuple of tensors.
         inputs: `(B, T, ...)` each.
         size: steps per chunk.
-        again: recompute inside `piece` for the gradient, instead of storing intermediate results.
+        stored_per_step: numbers that `piece` stores for the gradient, per step. Where these are too many in all, it
+            runs again for the gradient instead, and only the states between chunks are stored.
 
     Returns:
         The outputs of `piece`, chunk by chunk, and the state after the last step.
     """
     found = []
     chunks = list(zip(*(tensor.split(size, dim=1) for tensor in inputs), strict=True))
-    again = again and len(chunks) > 1 and torch.is_grad_enabled()
+    again = stored_per_step * inputs[0].shape[1] > _STORED and len(chunks) > 1 and torch.is_grad_enabled()
     for chunk in chunks:
         if again:
             wanted, state = checkpoint(piece, state, *chunk, use_reentrant=False, preserve_rng_state=False)

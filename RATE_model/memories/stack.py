@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from RATE_model.cli.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
 from RATE_model.errors import UserError
@@ -266,6 +267,31 @@ def last_valid(states: Tensor, initial: Tensor, valid: Tensor | None) -> Tensor:
     return with_initial[torch.arange(len(states), device=states.device), valid.sum(dim=1)]
 
 
+class _Filter(torch.autograd.Function):
+    """A weighted sum of `taps` inputs `(B, T + taps - 1, d)` for each of T steps, in place tap by tap."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        places = inputs.unfold(1, len(weight), 1).unbind(-1)  # by tap, `(B, T, d)`, views
+        filtered = torch.addcmul(bias, places[0], weight[0])
+        for each, factor in zip(places[1:], weight[1:], strict=True):
+            filtered.addcmul_(each, factor)
+        return filtered
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        inputs, weight = ctx.saved_tensors
+        to_inputs, scratch = torch.zeros_like(inputs), torch.empty_like(gradient)
+        to_weight = []
+        for tap, factor in enumerate(weight):
+            place = slice(tap, tap + gradient.shape[1])
+            to_inputs[:, place].addcmul_(gradient, factor)
+            to_weight.append(torch.mul(gradient, inputs[:, place], out=scratch).sum(dim=(0, 1)))
+        return to_inputs, torch.stack(to_weight), gradient.sum(dim=(0, 1))
+
+
 class CausalConvolution(nn.Module):
     """A depthwise causal filter in float32; the previous inputs are its state, `(B, taps - 1, d)`."""
 
@@ -279,9 +305,7 @@ class CausalConvolution(nn.Module):
         """Filter `(B, T, d)`; also returns the last inputs. `valid` as for a cell."""
         length, taps = x.shape[1], len(self.weight)
         inputs = torch.cat([before, x.float()], dim=1)
-        filtered = self.bias
-        for tap in range(taps):
-            filtered = torch.addcmul(filtered, inputs[:, tap : tap + length], self.weight[tap])
+        filtered = _Filter.apply(inputs, self.weight, self.bias)
         if valid is None:
             return filtered, inputs[:, length:].clone()  # without holding on to the others
         places = valid.sum(dim=1)[:, None] + torch.arange(taps - 1, device=x.device)

@@ -5,7 +5,9 @@ import torch
 from torch import Tensor
 
 from RATE_model.memories import scan as module
-from RATE_model.memories.scan import in_chunks, scan, scan_and_read
+from RATE_model.memories.mamba import _Discretised
+from RATE_model.memories.scan import Decay, in_chunks, scan, scan_and_read
+from RATE_model.memories.shm import _Calibration
 
 
 def loop(decay: Tensor, x: Tensor, state: Tensor) -> Tensor:
@@ -28,12 +30,14 @@ def way(request, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("real_x", [True, False])
 @pytest.mark.parametrize("length", [1, 2, 7, 32])
 @pytest.mark.parametrize("one_decay", [True, False])
-def test_states_and_gradients_are_the_loops(way, dtype, length, one_decay):
+def test_states_and_gradients_are_the_loops(way, dtype, real_x, length, one_decay):
     shape = (1, 1, 5) if one_decay else (3, length, 5)
+    dtypes = dtype, torch.float64 if real_x else dtype, dtype
     arguments = [
-        numbers(*size, dtype=dtype, seed=seed).requires_grad_()
+        numbers(*size, dtype=dtypes[seed], seed=seed).requires_grad_()
         for seed, size in enumerate((shape, (3, length, 5), (3, 5)))
     ]
     weights = numbers(3, length, 5, dtype=dtype, seed=9)
@@ -58,6 +62,34 @@ def test_bfloat16_is_added_up_in_float32(way):
     assert states.dtype == torch.float32 and states[0, -1, 0] == 1000  # bfloat16 stops at 256
 
 
+class Given(Decay):
+    """The decays themselves."""
+
+    @staticmethod
+    def of(*factors: Tensor) -> Tensor:
+        return factors[0].clone()
+
+    @staticmethod
+    def gradients(to_decay: Tensor, decay: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
+        return (to_decay,)
+
+
+@pytest.mark.parametrize("rule", [_Calibration, _Discretised], ids=["SHM", "Mamba"])
+def test_gradients_of_decays_are_autograds(rule):
+    sizes = {_Calibration: ((2, 3, 5), (2, 3, 4)), _Discretised: ((2, 3, 5), (4, 5))}[rule]
+    factors = [numbers(*size, dtype=torch.float64, seed=seed).requires_grad_() for seed, size in enumerate(sizes)]
+    theirs = torch.rand(2, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        ours = rule.gradients(theirs.clone(), rule.of(*factors), *factors)
+    if rule is _Calibration:
+        written_out = 1 + torch.tanh(factors[1][..., None] * factors[0][:, :, None])
+    else:
+        written_out = torch.exp(-factors[0][:, :, None] * factors[1])
+    torch.testing.assert_close(rule.of(*(each.detach() for each in factors)), written_out)
+    for one, other in zip(ours, torch.autograd.grad(written_out, factors, theirs), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("length", [1, 2, 7])
 def test_reading_with_the_scan_is_reading_after_it(way, length):
     shapes = (3, length, 4, 5), (3, length, 4), (3, length, 5), (3, length, 4), (3, 4, 5)
@@ -65,7 +97,7 @@ def test_reading_with_the_scan_is_reading_after_it(way, length):
     decay, key, value, query, initial = arguments
     states = scan(decay, key[..., None] * value[:, :, None], initial)
     expected = torch.einsum("btp,btpq->btq", query, states), states[:, -1]
-    found = scan_and_read(*arguments)
+    found = scan_and_read(Given, (decay,), key, value, query, initial)
     weights = numbers(3, length, 5, dtype=torch.float64, seed=8), numbers(3, 4, 5, dtype=torch.float64, seed=9)
     gradients = []
     for read, last in (found, expected):
@@ -74,7 +106,8 @@ def test_reading_with_the_scan_is_reading_after_it(way, length):
         torch.testing.assert_close(one, other)
 
 
-def test_chunks_are_the_whole_with_its_gradients():
+@pytest.mark.parametrize("stored", [0, 2**30], ids=["stored", "again"])
+def test_chunks_are_the_whole_with_its_gradients(stored):
     x = numbers(2, 11, 3, dtype=torch.float64, seed=0).requires_grad_()
     decay = torch.rand(2, 11, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
 
@@ -82,7 +115,7 @@ def test_chunks_are_the_whole_with_its_gradients():
         states = scan(*chunk, state)
         return states.square(), states[:, -1]
 
-    found, last = in_chunks(piece, torch.zeros(2, 3, dtype=torch.float64), (decay, x), size=4)
+    found, last = in_chunks(piece, torch.zeros(2, 3, dtype=torch.float64), (decay, x), size=4, stored_per_step=stored)
     states = loop(decay, x, torch.zeros(2, 3, dtype=torch.float64))
     torch.testing.assert_close(torch.cat(found, dim=1), states.square())
     torch.testing.assert_close(last, states[:, -1])
