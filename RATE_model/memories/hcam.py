@@ -167,18 +167,18 @@ class HCAMStepper(SegmentStepper):
         self.bias = by_place(cell.distance_bias, cell.segment)
 
     def pack(self, state: CellState) -> list[Tensor]:
-        """Count; keys and values of the segment, and the inputs of its chunk and summary; keys and values of chunks,
-        `(B, heads, C, K, d / heads)`; summaries; which chunks exist; index of the oldest.
+        """Count; keys and values of the segment, and the inputs of its chunk and summary; keys beside values of chunks,
+        `(B, heads, C, K, 2 d / heads)`; summaries; which chunks exist; index of the oldest.
         """
         cell, fields = self.cell, HCAMState(*state)
         d, running = fields.summaries.shape[-1], fields.running.to(self.dtype)
-        chunks = cell.detail.split(fields.details.flatten(1, 2).to(self.dtype))
+        details = torch.cat(cell.detail.split(fields.details.flatten(1, 2).to(self.dtype)), dim=-1)
         there = torch.arange(cell.chunks, device=running.device) >= cell.chunks - fields.filled[:, None]
         return [
             fields.count,
             *cell.within.split(running[..., : 2 * d]),
             running[..., 2 * d :],
-            *(part.unflatten(2, (cell.chunks, -1)) for part in chunks),
+            details.unflatten(2, (cell.chunks, -1)),
             fields.summaries,
             there,
             torch.zeros_like(fields.filled),
@@ -186,9 +186,9 @@ class HCAMStepper(SegmentStepper):
 
     def unpack(self, buffers: list[Tensor]) -> CellState:
         """See `CellStepper.unpack`."""
-        count, keys, values, kept, *chunks, summaries, there, oldest = buffers
+        count, keys, values, kept, chunks, summaries, there, oldest = buffers
         order = (oldest[:, None] + torch.arange(self.cell.chunks, device=oldest.device)) % self.cell.chunks
-        details = merge_heads(*(part.flatten(2, 3) for part in chunks)).unflatten(1, (self.cell.chunks, -1))
+        details = merge_heads(*chunks.flatten(2, 3).chunk(2, dim=-1)).unflatten(1, (self.cell.chunks, -1))
         rows = torch.arange(len(order), device=order.device)[:, None]
         running = torch.cat([merge_heads(keys, values), kept], dim=-1)
         return running, count, details[rows, order], summaries[rows, order], there.sum(dim=1)
@@ -206,28 +206,29 @@ class HCAMStepper(SegmentStepper):
 
     def recall(self, n: Tensor) -> Tensor:
         """`HCAMCell.recall` for one step of every row, `(B, d)`, which here gathers the chosen chunks."""
-        cell, (keys, values, summaries, there, _) = self.cell, self.buffers[4:]
+        cell, (details, summaries, there, _) = self.cell, self.buffers[4:]
         weights, picks = cell.pick(n[:, None], summaries, there)
         weights = weights.gather(2, picks)  # (B, 1, k)
-        batch, heads, chunks, segment, size = keys.shape
+        batch, heads, chunks, segment, size = *details.shape[:4], details.shape[4] // 2
         first = torch.arange(batch * heads, device=n.device).view(batch, heads, 1) * chunks
         places = (first + picks).flatten()  # of picked chunks, (B heads k)
-        keys, values = (part.view(-1, segment * size).index_select(0, places) for part in (keys, values))
+        found = details.view(-1, segment * 2 * size).index_select(0, places)  # fewer, longer reads than of each alone
+        keys, values = found.view(batch * heads, -1, 2 * size).split(size, dim=-1)
         query = (cell.detail.query(n) * size**-0.5).view(-1, 1, size)
-        scores = torch.bmm(query, keys.view(batch * heads, -1, size).transpose(1, 2))
+        scores = torch.bmm(query, keys.transpose(1, 2))
         within = softmax(scores.view(batch, heads, -1, segment) + cell.place_bias[:, None]) * weights[..., None]
         shares = within.to(values.dtype).view(batch * heads, 1, -1)
-        return cell.detail.output(torch.bmm(shares, values.view(batch * heads, -1, size)).view(n.shape))
+        return cell.detail.output(torch.bmm(shares, values).view(n.shape))
 
     def close(self, rows: Tensor | None) -> None:
         """See `SegmentStepper.close`."""
-        count, _, _, kept, keys, values, summaries, there, oldest = self.buffers
+        count, _, _, kept, chunks, summaries, there, oldest = self.buffers
         rows = torch.arange(len(count)) if rows is None else rows
         count[rows] = 0
         rows = rows.to(oldest.device)
         places = oldest[rows]
         details, summary = kept[rows].split((kept.shape[-1] - summaries.shape[-1], summaries.shape[-1]), dim=-1)
-        keys[rows, :, places], values[rows, :, places] = self.cell.detail.split(details)
+        chunks[rows, :, places] = torch.cat(self.cell.detail.split(details), dim=-1)
         summaries[rows, places] = summary.mean(dim=1).to(summaries.dtype)
         there[rows, places] = True
         oldest[rows] = (places + 1) % self.cell.chunks

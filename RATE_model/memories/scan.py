@@ -107,7 +107,8 @@ def _sweep(decay: Tensor, x: Tensor, first: Tensor, *, backwards: bool, in_place
     if x.dtype != states.dtype:
         x = states.copy_(x)
     order = slice(None, None, -1 if backwards else 1)
-    decays, xs, steps = (part.unbind(1)[order] for part in (decay.expand(-1, x.shape[1], *decay.shape[2:]), x, states))
+    decays, steps = (each.unbind(1)[order] for each in (decay.expand(-1, x.shape[1], *decay.shape[2:]), states))
+    xs = steps if x is states else x.unbind(1)[order]
     before = steps[0].copy_(first[:, 0])
     for a, new, state in zip(decays[:-1] if backwards else decays[1:], xs[1:], steps[1:], strict=True):
         before = torch.addcmul(new, a, before, out=state)
