@@ -170,6 +170,11 @@ TMAZE_TRIES = SECOND_TRIES | {
     "RMT, 500 more batches": ("--anneal_batches", "650"),
     # It sees of its own episode only the current segment.
     "Retrieval, segments of 30 steps": ("--context_length", "30", "--segments", "3"),
+    # The published rate on T-Maze (ELMUR's is 2.1e-4), a third of config_fast.yaml's.
+    **{
+        f"{memory}, learning rate 3e-4": ("--learning_rate", "3e-4")
+        for memory in ("GRU", "FFM", "LRU", "Mamba", "mLSTM", "SHM", "ELMUR", "DNC", "RMT")
+    },
 }
 MINIGRID_TRIES = SECOND_TRIES | {
     "LSTM, forget bias 4": ("--forget_bias", "4"),
