@@ -1,4 +1,4 @@
-"""Make results/mujoco.*: RATE, a Decision Transformer and behaviour cloning on our own medium data.
+"""Make results/mujoco.*: RATE, LSTM, a Decision Transformer and behaviour cloning on our own medium data.
 
     python3 MuJoCo/reproduce.py --seeds 1 2 3
 
@@ -23,24 +23,22 @@ from MuJoCo.dataset import open_data
 from MuJoCo.environment import ENVIRONMENT, Play
 from MuJoCo.files import DATA_DIRECTORY, generated_name
 from MuJoCo.generate_dataset import GenerateOptions, generate, training_of
-from MuJoCo.tasks import HALFCHEETAH, TASKS, Task, task_of
+from MuJoCo.tasks import TASKS, Task, task_of
 from RATE_model.acting.rollout import Memoryless
 from RATE_model.cli.reproduce import ROOT, Study, cell
 from RATE_model.cli.returns_page import Part, ReturnsPage, of_returns
 from RATE_model.data.ppo import Policy, train_policies
 
 FAST = "MuJoCo/config_fast.yaml"
-ENV_IDS = (6, 0)  # hopper-medium, halfcheetah-medium
+ENV_IDS = (6, 0, 3)  # hopper-medium, halfcheetah-medium, walker2d-medium
 STEPS = 300_000  # in the data
 EPISODES = 30  # per evaluation
-SHORT = ("--epochs", "6", "--ckpt_epoch", "2")  # a third of the setting's batches
 MODELS = {
-    "RATE": ("--model_mode", "RATE", *SHORT),
-    "DT": ("--model_mode", "DT", "--slide", "10", *SHORT),
-    "BC (RATE without returns)": ("--model_mode", "RATE", "--condition", "none", *SHORT),
+    "RATE": ("--model_mode", "RATE"),
+    "LSTM": ("--model_mode", "LSTM"),
+    "DT": ("--model_mode", "DT", "--slide", "10"),
+    "BC (RATE without returns)": ("--model_mode", "RATE", "--condition", "none"),
 }
-# HalfCheetah learns late how to start running.
-LONG = {"RATE, all batches": ("--model_mode", "RATE")}
 DATA_POLICY = "policy of the data, in the data"
 NOISELESS = "policy of the data, without its noise"
 
@@ -63,7 +61,7 @@ def study(env_id: int) -> Study:
             *("--config", FAST, "--env_id", str(env_id), "--data_path", str(data)),
             *("--eval_episodes", str(EPISODES), "--online_inference", "false"),
         ),
-        MODELS | (LONG if task.robot is HALFCHEETAH else {}),
+        MODELS,
         prefix=f"reproduce_{task.robot.name}",
     )
 

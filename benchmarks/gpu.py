@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -187,6 +188,19 @@ def settings(options: Options) -> dict[str, Setting]:
     return {name: replace(each, sizes=replace(each.sizes, **changes), **small) for name, each in found.items()}
 
 
+def attempt(run: Callable[[], dict[str, Any]], name: str = "error") -> dict[str, Any]:
+    """What `run` finds, or why it failed under this name: the rest of the check goes on."""
+    try:
+        return run()
+    except (Exception, SystemExit) as error:
+        return {name: first_line(error)}
+
+
+def first_line(error: BaseException) -> str:
+    """The error's kind and the first line of its message."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
 def time_training(options: Options, device: torch.device, setting: Setting) -> Iterator[dict[str, Any]]:
     """One row per way to train on the setting's batch; a failed one has its error."""
     meta = make_meta(setting.sizes, batch_size=setting.batch_size, segments=setting.segments, env=setting.env)
@@ -226,9 +240,9 @@ def time_training(options: Options, device: torch.device, setting: Setting) -> I
                 row |= timed(run, device, rounds)
                 if device.type == "cuda":
                     row["peak_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
-                    row |= shares.on_gpu(run)
+                    row |= attempt(partial(shares.on_gpu, run), "uncounted")
         except Exception as error:  # measure the other rows
-            row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            row["error"] = first_line(error)
         torch.compiler.reset()
         print("  ", {name: value for name, value in row.items() if name != "seconds"}, flush=True)
         yield row
@@ -312,10 +326,15 @@ def format_page(result: dict[str, Any]) -> str:
     for name, rows in result.get("train_step", {}).items():
         parts += [f"One training batch of the published {name} setting:", training_table(rows)]
     for acting in result.get("acting", []):
+        if "error" in acting:
+            parts.append(f"Acting failed: {acting['error']}")
+            continue
         median, least = acting["median_s"] * 1e3, acting["min_s"] * 1e3
         what = f"Acting, {acting['how']}, {acting['episodes']} episodes at once"
         parts.append(f"{what}: {median:.3g} ms a step (min {least:.3g}).")
-    if training := result.get("training"):
+    if "error" in (training := result.get("training", {})):
+        parts.append(f"Training on T-Maze failed: {training['error']}")
+    elif training:
         rates = ", ".join(f"success {rate} at {length} steps" for length, rate in training["success"].items())
         parts.append(f"T-Maze at the published size, trained and evaluated in {training['seconds']:.0f} s: {rates}.")
     return "\n\n".join(parts) + "\n"
@@ -358,10 +377,14 @@ def check(options: Options) -> int:
                     rows.append(row)
                     save()
                 good &= not any("error" in row for row in rows)
-            result["acting"] = [time_acting(options, device, record=record) for record in (False, True)]
+            result["acting"] = []
+            for record in (False, True):
+                result["acting"].append(attempt(partial(time_acting, options, device, record=record)))
+                save()
+            good &= not any("error" in row for row in result["acting"])
         else:
-            result["training"] = train_to_the_end(options)
-            good &= result["training"]["ok"]
+            result["training"] = attempt(partial(train_to_the_end, options))
+            good &= result["training"].get("ok", False)
         save()
     print(f"\n{format_page(result)}")
     return 0 if good else 1

@@ -146,6 +146,19 @@ def test_gpu_check_runs_on_a_cpu(tmp_path, capsys):
     assert "success" in page and str(tmp_path) not in page + json.dumps(result)
 
 
+def test_gpu_check_goes_on_after_a_failure(tmp_path, monkeypatch, capsys):
+    def broken(*arguments, **keywords):
+        raise RuntimeError("no memory\nat address 1")
+
+    monkeypatch.setattr(gpu, "time_acting", broken)
+    monkeypatch.setattr(gpu, "time_training", lambda *arguments: iter(()))
+    monkeypatch.setattr(gpu, "train_to_the_end", lambda options: {"ok": True, "success": {"9": 1.0}, "seconds": 1})
+    flags = ["--device", "cpu", "--tiny", "true", "--output_dir", str(tmp_path)]
+    assert gpu.main([*flags, "--parts", "benchmarks", "training"]) == 1
+    page = (tmp_path / "gpu.md").read_text()
+    assert "Acting failed: RuntimeError: no memory\n" in page and "success 1.0 at 9 steps" in page
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
