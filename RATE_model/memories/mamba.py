@@ -151,11 +151,10 @@ class _Discretised(Decay):
 
     @staticmethod
     def gradients(to_decay: Tensor, decay: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
-        """See `Decay.gradients`; summed over n part by part, without a tensor of all products."""
+        """See `Decay.gradients`."""
         delta, rate = factors
-        to_exponent, to_delta = to_decay.mul_(decay), torch.zeros_like(delta)
-        for part, a in zip(to_exponent.unbind(2), rate, strict=True):
-            to_delta.addcmul_(part, a, value=-1)
+        to_exponent = to_decay.mul_(decay)
+        to_delta = (to_exponent * -rate).sum(dim=2)
         return to_delta, -to_exponent.mul_(delta[:, :, None]).sum(dim=(0, 1))
 
 
