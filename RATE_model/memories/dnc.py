@@ -120,8 +120,9 @@ class DNCCell(Cell):
         outputs, writes, reads = [], [], []
         # In float32 even under autocast: a state rounded at every step drifts, and these products are small.
         with torch.autocast(x.device.type, enabled=False):
-            for step in range(x.shape[1]):
-                after = self.step(x[:, step], state)
+            # Views of one tensor: the gradient of an index would be as large as all steps.
+            for step, one in enumerate(x.unbind(1)):
+                after = self.step(one, state)
                 if valid is not None:
                     here = valid[:, step]
                     after = tuple(

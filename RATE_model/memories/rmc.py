@@ -78,11 +78,12 @@ class RMCCell(Cell):
         """See `Cell.forward`."""
         # In float32 even under autocast: a state rounded at every step drifts, and these products are small.
         with torch.autocast(x.device.type, enabled=False):
-            gates, source = self.from_input(x), self.attention.source(x)
+            # Steps as views of one tensor each: the gradient of an index would be as large as all steps.
+            inputs = zip(self.from_input(x).unbind(1), self.attention.source(x).unbind(1), strict=True)
             cells, hidden = state
             outputs, keeping, writing = [], [], []
-            for step in range(x.shape[1]):
-                keep, write, after, shown = self._step(gates[:, step, None], source[:, step, None], cells, hidden)
+            for step, (gates, source) in enumerate(inputs):
+                keep, write, after, shown = self._step(gates[:, None], source[:, None], cells, hidden)
                 if valid is not None:
                     here = valid[:, step, None, None]
                     after, shown = torch.where(here, after, cells), torch.where(here, shown, hidden)
