@@ -120,7 +120,7 @@ class HCAMCell(SegmentCell):
         weights, _ = self.pick(n, state.summaries, there)
         query, key, value = self.detail.by_head(n, state.details.flatten(1, 2))
         scores = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).unflatten(-1, (self.chunks, -1))
-        within = (scores + self.place_bias[:, None, None]).softmax(dim=-1) * weights[:, None, ..., None]
+        within = softmax(scores + self.place_bias[:, None, None]) * weights[:, None, ..., None]
         mixed = within.flatten(-2).to(value.dtype) @ value
         return self.detail.output(mixed.transpose(1, 2).flatten(2)), weights
 
@@ -148,11 +148,15 @@ class HCAMCell(SegmentCell):
         """Make the segment the newest chunk and drop the oldest; see `SegmentCell.close`."""
         d = state.summaries.shape[-1]
         _, details, summary = state.running.split((2 * d, 2 * d, d), dim=-1)
+        # The gradient of parts is written once; that of an index is added to zeros.
+        (_, chunks), (_, summaries) = (
+            each.split((1, self.chunks - 1), dim=1) for each in (state.details, state.summaries)
+        )
         return HCAMState(
             state.running,
             state.count,
-            torch.cat([state.details[:, 1:].to(details.dtype), details[:, None]], dim=1),
-            torch.cat([state.summaries[:, 1:].to(summary.dtype), summary.mean(dim=1, keepdim=True)], dim=1),
+            torch.cat([chunks.to(details.dtype), details[:, None]], dim=1),
+            torch.cat([summaries.to(summary.dtype), summary.mean(dim=1, keepdim=True)], dim=1),
             (state.filled + 1).clamp(max=self.chunks),
         )
 

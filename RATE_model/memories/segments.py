@@ -73,7 +73,7 @@ class Attention(nn.Module):
         """Like `forward`, plus the attention to each column averaged over heads, `(B, t, c)`."""
         query, key, value = self.by_head(x, source)
         scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5 + bias
-        probabilities = scores.softmax(dim=-1)
+        probabilities = softmax(scores)
         mixed = probabilities.to(value.dtype) @ value
         return self.output(mixed.transpose(1, 2).flatten(2)), probabilities.mean(dim=1)
 
@@ -104,7 +104,7 @@ def softmax(scores: Tensor) -> Tensor:
     """Softmax over the last dimension; on a CPU torch's own is several times slower below 16 columns."""
     if scores.shape[-1] >= 16 or scores.device.type != "cpu":
         return scores.softmax(dim=-1)
-    shares = (scores - scores.amax(dim=-1, keepdim=True)).exp()
+    shares = (scores - scores.detach().amax(dim=-1, keepdim=True)).exp()  # whatever is subtracted, shares are the same
     return shares / shares.sum(dim=-1, keepdim=True)
 
 
