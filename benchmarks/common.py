@@ -6,9 +6,10 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -115,6 +116,17 @@ def set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Another number of torch's threads inside; 0: the same."""
+    before = torch.get_num_threads()
+    set_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def check_agreement(what: str, difference: float, allowed: float) -> float:
     """The difference, if it is at most `allowed`: only programs that compute the same are compared.
 
@@ -167,8 +179,9 @@ def machine_line(machine: Mapping[str, Any], gflops: Mapping[str, float]) -> str
     """The line above every table; ``gflops`` are measured speeds of matrix products, if any."""
     speeds = ", ".join(f"{'fp32' if name == '32' else name} {value:.0f} GFLOP/s" for name, value in gflops.items())
     commit, _, dirty = (machine["commit"] or "unknown").partition("-")
+    count = machine["torch_threads"]
     return (
-        f"{machine['cpu']}, {machine['torch_threads']} threads, torch {machine['torch']}, {machine['date']}, "
+        f"{machine['cpu']}, {count} thread{'s' * (count != 1)}, torch {machine['torch']}, {machine['date']}, "
         f"commit {commit[:12]}{' with changes' if dirty else ''}." + (f" Matrix products: {speeds}." if speeds else "")
     )
 

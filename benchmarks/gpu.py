@@ -189,16 +189,21 @@ def settings(options: Options) -> dict[str, Setting]:
 
 
 def attempt(run: Callable[[], dict[str, Any]], name: str = "error") -> dict[str, Any]:
-    """What `run` finds, or why it failed under this name: the rest of the check goes on."""
+    """What `run` finds, or why it failed under this name: the rest of the check goes on. Signals still end it."""
     try:
         return run()
-    except (Exception, SystemExit) as error:
+    except SystemExit as end:
+        if end.code != 2:
+            raise
+        return {name: "refused for the reason printed above"}
+    except Exception as error:
         return {name: first_line(error)}
 
 
-def first_line(error: BaseException) -> str:
+def first_line(error: Exception) -> str:
     """The error's kind and the first line of its message."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    first, *_ = str(error).split("\n")
+    return f"{type(error).__name__}: {first}"
 
 
 def time_training(options: Options, device: torch.device, setting: Setting) -> Iterator[dict[str, Any]]:
@@ -302,8 +307,10 @@ def training_table(rows: Sequence[dict[str, Any]]) -> str:
         else:
             cell += [f"{row['median_s'] * 1e3:.3g}", f"{row['min_s'] * 1e3:.3g}"]
             cell.append(f"{plain / row['median_s']:.1f}" if plain else "")
-            on_gpu = "kernels" in row
-            cell += [row["kernels"], f"{row['kernel_s'] * 1e3:.3g}", f"{row['peak_mib']:.0f}"] if on_gpu else [""] * 3
+            cell += (
+                [row["kernels"], f"{row['kernel_s'] * 1e3:.3g}"] if "kernels" in row else [row.get("uncounted", ""), ""]
+            )
+            cell.append(f"{row['peak_mib']:.0f}" if "peak_mib" in row else "")
         cells.append(cell)
     return common.table(header, cells)
 
@@ -332,7 +339,8 @@ def format_page(result: dict[str, Any]) -> str:
         median, least = acting["median_s"] * 1e3, acting["min_s"] * 1e3
         what = f"Acting, {acting['how']}, {acting['episodes']} episodes at once"
         parts.append(f"{what}: {median:.3g} ms a step (min {least:.3g}).")
-    if "error" in (training := result.get("training", {})):
+    training = result.get("training", {})
+    if "error" in training:
         parts.append(f"Training on T-Maze failed: {training['error']}")
     elif training:
         rates = ", ".join(f"success {rate} at {length} steps" for length, rate in training["success"].items())
@@ -341,7 +349,7 @@ def format_page(result: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check, time, train and write. Returns 1 if a test failed, a row could not be timed or training fell short."""
+    """Check, time, train and write. Returns 1 if a test failed, something could not be timed or training fell short."""
     with exit_on_user_error():
         return check(parse_options(Options, argv=argv, prog="python benchmarks/gpu.py", description="Check a GPU."))
 

@@ -77,7 +77,7 @@ class Options:
     loop_steps: int = 512
     loop_batch: int = 32
     loop_rounds: int = 3
-    # Threads of torch for that comparison, in wall-clock time; 0 = torch's default
+    # Threads of torch for that comparison, in wall-clock time; 0 = as for everything else
     loop_threads: int = 2
     # Threads of torch for everything else; 0 = torch's default
     threads: int = 1
@@ -344,9 +344,8 @@ def measure(options: Options) -> list[dict[str, Any]]:
         if "through_forward" in seconds:
             row["forward_by_late"] = common.ratio(seconds["through_forward"], seconds["late"])
         if candidates := whole_and_loop(options, mode):
-            common.set_threads(options.loop_threads)
-            seconds = common.interleave(candidates, rounds=options.loop_rounds, report=lambda line: None)
-            common.set_threads(options.threads)
+            with common.threads(options.loop_threads):
+                seconds = common.interleave(candidates, rounds=options.loop_rounds, report=lambda line: None)
             row |= {name: common.summary(values) for name, values in seconds.items()}
             row["loop_by_whole"] = common.ratio(seconds["loop"], seconds["whole"])
         rows.append(row)
@@ -382,7 +381,7 @@ def format_table(result: dict[str, Any]) -> str:
             f"{options['episodes']} episodes at once; d_model {options['d_model']}. Processor time, medians of "
             f"{options['rounds']} rounds. Last columns: a recurrent memory, forward and backward, over "
             f"{options['loop_batch']} trajectories of {options['loop_steps']} steps, in one call and in one call a "
-            f"step, {options['loop_rounds']} rounds, wall-clock time with {options['loop_threads'] or 'all'} threads.",
+            f"step, {options['loop_rounds']} rounds, wall-clock time with {result['loop_threads']} threads.",
             common.table(header, rows),
         ]
     )
@@ -399,6 +398,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "benchmark": "memories",
             "machine": common.machine_facts(),
             "options": to_flat_dict(options),
+            "loop_threads": options.loop_threads or torch.get_num_threads(),
             "modes": measure(options),
         }
         common.publish(

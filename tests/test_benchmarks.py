@@ -146,17 +146,39 @@ def test_gpu_check_runs_on_a_cpu(tmp_path, capsys):
     assert "success" in page and str(tmp_path) not in page + json.dumps(result)
 
 
-def test_gpu_check_goes_on_after_a_failure(tmp_path, monkeypatch, capsys):
-    def broken(*arguments, **keywords):
-        raise RuntimeError("no memory\nat address 1")
+def fails(error):
+    def run(*arguments, **keywords):
+        raise error
 
-    monkeypatch.setattr(gpu, "time_acting", broken)
+    return run
+
+
+def test_gpu_check_goes_on_after_a_failure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "time_acting", fails(RuntimeError("no memory\nat address 1")))
     monkeypatch.setattr(gpu, "time_training", lambda *arguments: iter(()))
+    train_to_the_end = gpu.train_to_the_end
     monkeypatch.setattr(gpu, "train_to_the_end", lambda options: {"ok": True, "success": {"9": 1.0}, "seconds": 1})
     flags = ["--device", "cpu", "--tiny", "true", "--output_dir", str(tmp_path)]
     assert gpu.main([*flags, "--parts", "benchmarks", "training"]) == 1
     page = (tmp_path / "gpu.md").read_text()
     assert "Acting failed: RuntimeError: no memory\n" in page and "success 1.0 at 9 steps" in page
+    monkeypatch.setattr(gpu.train_tmaze, "main", fails(SystemExit(2)))
+    monkeypatch.setattr(gpu, "train_to_the_end", train_to_the_end)
+    assert gpu.main([*flags, "--parts", "training"]) == 1
+    assert "Training on T-Maze failed: refused for the reason printed above" in (tmp_path / "gpu.md").read_text()
+
+
+def test_signals_end_a_gpu_check(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu.train_tmaze, "main", fails(SystemExit(143)))  # as after SIGTERM
+    flags = ["--device", "cpu", "--tiny", "true", "--output_dir", str(tmp_path)]
+    with pytest.raises(SystemExit, match="^143$"):
+        gpu.main([*flags, "--parts", "training", "tests"])
+
+
+def test_gpu_page_keeps_what_was_measured_of_an_uncounted_row():
+    row = {"attention": "whole", "how": "graph", "precision": "bf16", "median_s": 0.02, "min_s": 0.01}
+    table = gpu.training_table([row | {"peak_mib": 100.0, "uncounted": "RuntimeError: no counters"}])
+    assert "RuntimeError: no counters" in table and "| 100 " in table
 
 
 @pytest.mark.parametrize(

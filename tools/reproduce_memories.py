@@ -151,7 +151,7 @@ TASKS: tuple[tuple[str, tuple[str, ...], tuple[int, ...]], ...] = (
     ("recall", (), (90, 300, 900, 2400)),
 )
 # Second tries of memories that fail on long T-Maze episodes: what in their equations bounds them, set for 10^4 steps,
-# or as in their papers. All of them are on the page. Labels: MEMORY, CHANGE.
+# or as in their papers; and another learning rate. All of them are on the page. Labels: MEMORY, CHANGE.
 SECOND_TRIES: dict[str, tuple[str, ...]] = {
     # Opens the update gate, as the forget gates of LSTMs usually are.
     "GRU, forget bias 4": ("--forget_bias", "4"),

@@ -34,7 +34,7 @@ from RATE_model.memories.stack import (
     StepSignals,
 )
 
-# Steps whose states are in memory at once.
+# Steps of a chunk, whose states stay in a processor's cache.
 _CHUNK = 16
 # Largest initial delta.
 _DELTA_MAX = 0.1
@@ -133,29 +133,26 @@ class MambaCell(Cell):
         self, state: Tensor, delta: Tensor, written: Tensor, write: Tensor, read: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Outputs `(B, L, d_inner)` of some steps, and the state after them; all in float32."""
-        return scan_and_read(_Discretised, (delta, self.log_rate.exp()), write, written, read, state)
+        return scan_and_read(DISCRETISED, (delta, self.log_rate.exp()), write, written, read, state)
 
     def stepper(self, state: CellState, dtype: torch.dtype) -> CellStepper:
         """See `Cell.stepper`."""
         return MambaStepper(self, state, dtype)
 
 
-class _Discretised(Decay):
-    """exp(delta_t A), `(B, T, n, d_inner)`."""
+def _discretised(delta: Tensor, rate: Tensor) -> Tensor:
+    """exp(delta_t A), `(B, T, n, d_inner)`, from delta `(B, T, d_inner)` and rate = -A `(n, d_inner)`."""
+    return (delta[:, :, None] * -rate).exp_()
 
-    @staticmethod
-    def of(*factors: Tensor) -> Tensor:
-        """See `Decay.of`."""
-        delta, rate = factors
-        return (delta[:, :, None] * -rate).exp_()
 
-    @staticmethod
-    def gradients(to_decay: Tensor, decay: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
-        """See `Decay.gradients`."""
-        delta, rate = factors
-        to_exponent = to_decay.mul_(decay)
-        to_delta = (to_exponent * -rate).sum(dim=2)
-        return to_delta, -to_exponent.mul_(delta[:, :, None]).sum(dim=(0, 1))
+def _of_discretised(to_decay: Tensor, decay: Tensor, delta: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of delta and rate."""
+    to_exponent = to_decay.mul_(decay)
+    to_delta = (to_exponent * -rate).sum(dim=2)
+    return to_delta, -to_exponent.mul_(delta[:, :, None]).sum(dim=(0, 1))
+
+
+DISCRETISED = Decay(_discretised, _of_discretised)
 
 
 class MambaStepper(CellStepper):

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryOptions, State
 from RATE_model.memories.recurrent import MAX_FORGET_BIAS
-from RATE_model.memories.scan import in_chunks
+from RATE_model.memories.scan import in_chunks, times
 from RATE_model.memories.stack import CausalConvolution, Cell, CellState, CellStepper, Stack, StackConfig, StepSignals
 
 # Steps per chunk, within which they attend to each other directly.
@@ -226,7 +226,7 @@ def attend(state: Matrix, q: Tensor, k: Tensor, v: Tensor, write: Tensor, forget
     with torch.autocast(q.device.type, enabled=False):
         scores = q @ k.transpose(-1, -2) * weights
         found = scores @ v + carried[..., None] * (q @ matrix)
-        norm = scores.sum(dim=-1) + carried * (normaliser[..., None, :] @ q.transpose(-1, -2)).squeeze(-2)
+        norm = scores.sum(dim=-1) + carried * times(q, normaliser)
         h = found / torch.maximum(norm.abs(), torch.exp(-maxima.clamp(min=-80)))[..., None]
         kept, written = carried[..., -1:], weights[..., -1, :, None] * k
         matrix = kept[..., None] * matrix + written.transpose(-1, -2) @ v

@@ -8,9 +8,8 @@ are formed, never quotients or exponentials of running sums, so with decays of a
 the sequence.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ StateT = TypeVar("StateT")
 # From this many numbers per step, a CPU is faster step by step, in place, than with the tree, which makes several
 # passes over memory: benchmarks/README.md.
 _WIDE = 2048
-# Numbers that chunks may store for the gradient: 512 MiB a layer.
+# Numbers that the chunks of one call may store for the gradient: 512 MiB in float32.
 _STORED = 2**27
 
 
@@ -37,17 +36,17 @@ def scan(decay: Tensor, x: Tensor, initial: Tensor) -> Tensor:
     Returns:
         s_1 to s_T, `(B, T, ...)`, in the widest dtype of the three, at least float32.
     """
-    decay, initial, wide = _widest(decay, initial, x[:0])
-    real = wide.is_complex() and not x.is_complex()
-    return _Scan.apply(decay, x.to(wide.real.dtype if real else wide.dtype), initial)
+    dtype = _widest(decay, x, initial)
+    x = x.to(dtype if x.is_complex() else dtype.to_real())  # real ones are only converted where they are added
+    return _Scan.apply(decay.to(dtype), x, initial.to(dtype))
 
 
-def _widest(*tensors: Tensor) -> list[Tensor]:
-    """Convert to the widest dtype, at least float32."""
+def _widest(*tensors: Tensor) -> torch.dtype:
+    """The widest dtype, at least float32."""
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
-    return [tensor.to(dtype) for tensor in tensors]
+    return dtype
 
 
 class _Scan(torch.autograd.Function):
@@ -77,11 +76,9 @@ class _Scan(torch.autograd.Function):
 
 def _to_decay(decay: Tensor, reaching: Tensor, initial: Tensor, states: Tensor) -> Tensor:
     """The gradient of the decays: what reaches each state times the state before it, conjugate."""
-    first = reaching[:, :1] * initial.conj()[:, None]
-    if decay.shape[1] == 1:  # one pass over the states, instead of one each for products and their sum
-        others = torch.linalg.vecdot(states[:, :-1], reaching[:, 1:], dim=1)
-        return (first + others[:, None]).sum_to_size(decay.shape)
-    others = reaching[:, 1:] * states[:, :-1].conj()
+    first, others = reaching[:, :1] * initial.conj()[:, None], reaching[:, 1:] * states[:, :-1].conj()
+    if decay.shape[1] == 1:  # added without joining them
+        return (first + others.sum(dim=1, keepdim=True)).sum_to_size(decay.shape)
     return torch.cat([first, others], dim=1).sum_to_size(decay.shape)
 
 
@@ -103,15 +100,16 @@ def _states(decay: Tensor, x: Tensor, first: Tensor, *, backwards: bool = False,
 
 def _sweep(decay: Tensor, x: Tensor, first: Tensor, *, backwards: bool, in_place: bool) -> Tensor:
     """The recurrence step by step, as written."""
-    states = x if in_place else torch.empty(x.shape, dtype=first.dtype)
-    if x.dtype != states.dtype:
+    length = x.shape[1]
+    states = x if in_place else torch.empty(x.shape, dtype=first.dtype, device=x.device)
+    if x.dtype != states.dtype:  # real x of complex states
         x = states.copy_(x)
-    order = slice(None, None, -1 if backwards else 1)
-    decays, steps = (each.unbind(1)[order] for each in (decay.expand(-1, x.shape[1], *decay.shape[2:]), states))
-    xs = steps if x is states else x.unbind(1)[order]
-    before = steps[0].copy_(first[:, 0])
-    for a, new, state in zip(decays[:-1] if backwards else decays[1:], xs[1:], steps[1:], strict=True):
-        before = torch.addcmul(new, a, before, out=state)
+    decays, steps = decay.expand(-1, length, *decay.shape[2:]).unbind(1), states.unbind(1)
+    xs = steps if x is states else x.unbind(1)
+    begin, order, shift = (-1, range(length - 2, -1, -1), 1) if backwards else (0, range(1, length), 0)
+    before = steps[begin].copy_(first[:, 0])
+    for t in order:
+        before = torch.addcmul(xs[t], decays[t + shift], before, out=steps[t])
     return states
 
 
@@ -135,22 +133,20 @@ def _tree(decay: Tensor, x: Tensor) -> Tensor:
     return states
 
 
-class Decay(ABC):
-    """Decays a, `(B, T, p, q)`, as a function of smaller tensors, its factors."""
+class Decay(NamedTuple):
+    """Decays a, `(B, T, p, q)`, as a function of smaller tensors, its factors.
 
-    @staticmethod
-    @abstractmethod
-    def of(*factors: Tensor) -> Tensor:
-        """The decays."""
+    Attributes:
+        of: factors -> a new tensor of decays.
+        gradients: (gradient of the decays, which it may overwrite; the decays; factors) -> gradients of the factors.
+    """
 
-    @staticmethod
-    @abstractmethod
-    def gradients(to_decay: Tensor, decay: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
-        """Of the factors, from that of the decays; may overwrite `to_decay`."""
+    of: Callable[..., Tensor]
+    gradients: Callable[..., tuple[Tensor, ...]]
 
 
 def scan_and_read(
-    rule: type[Decay], factors: Sequence[Tensor], key: Tensor, value: Tensor, query: Tensor, initial: Tensor
+    rule: Decay, factors: Sequence[Tensor], key: Tensor, value: Tensor, query: Tensor, initial: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The product q_t s_t of every state of s_t = a_t * s_{t-1} + k_t v_t^T. Differentiable once.
 
@@ -165,8 +161,10 @@ def scan_and_read(
     Returns:
         `(B, T, q)`, and s_T `(B, p, q)`, in dtypes as of `scan`.
     """
+    tensors = key, value, query, initial, *factors
+    dtype = _widest(*tensors)
     with torch.autocast(key.device.type, enabled=False):
-        return _ScanAndRead.apply(rule, *_widest(key, value, query, initial, *factors))
+        return _ScanAndRead.apply(rule, *(tensor.to(dtype) for tensor in tensors))
 
 
 class _ScanAndRead(torch.autograd.Function):
@@ -174,7 +172,7 @@ class _ScanAndRead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rule: type[Decay], key: Tensor, value: Tensor, query: Tensor, initial: Tensor, *factors: Tensor
+        ctx: Any, rule: Decay, key: Tensor, value: Tensor, query: Tensor, initial: Tensor, *factors: Tensor
     ) -> Any:
         decay, x = rule.of(*factors), key[..., None] * value[:, :, None]
         states = _states(decay, x, torch.addcmul(x[:, :1], decay[:, :1], initial[:, None]), in_place=True)
@@ -186,16 +184,17 @@ class _ScanAndRead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_read: Tensor, of_last: Tensor) -> tuple[Tensor | None, ...]:
         key, value, query, initial, decay, states, *factors = ctx.saved_tensors
-        to_query = times(states, of_read)
-        gradient = query[..., None] * of_read[:, :, None]
-        gradient[:, -1] += of_last
-        reaching = _states(decay, gradient, gradient[:, -1:], backwards=True, in_place=True)
-        to_key, to_value = times(reaching, value), (key[:, :, None] @ reaching).squeeze(2)
-        to_initial = decay[:, 0] * reaching[:, 0]
-        to_decay = reaching  # in its place: on a CPU a new tensor of this size costs more than the product
-        to_decay[:, :1].mul_(initial[:, None])
-        to_decay[:, 1:].mul_(states[:, :-1])
-        return None, to_key, to_value, to_query, to_initial, *ctx.rule.gradients(to_decay, decay, *factors)
+        with torch.autocast(key.device.type, enabled=False):
+            to_query = times(states, of_read)
+            gradient = query[..., None] * of_read[:, :, None]
+            gradient[:, -1] += of_last
+            reaching = _states(decay, gradient, gradient[:, -1:], backwards=True, in_place=True)
+            to_key, to_value = times(reaching, value), (key[:, :, None] @ reaching).squeeze(2)
+            to_initial = decay[:, 0] * reaching[:, 0]
+            to_decay = reaching  # in its place: on a CPU a new tensor of this size costs more than the product
+            to_decay[:, :1].mul_(initial[:, None])
+            to_decay[:, 1:].mul_(states[:, :-1])
+            return None, to_key, to_value, to_query, to_initial, *ctx.rule.gradients(to_decay, decay, *factors)
 
 
 def times(matrix: Tensor, vector: Tensor) -> Tensor:

@@ -268,15 +268,18 @@ def last_valid(states: Tensor, initial: Tensor, valid: Tensor | None) -> Tensor:
 
 
 class _Filter(torch.autograd.Function):
-    """A weighted sum of `taps` inputs `(B, T + taps - 1, d)` for each of T steps, in place tap by tap."""
+    """Inputs `(B, T + taps - 1, d)`, weights `(taps, d)` and a bias `(d,)` to weighted sums, `(B, T, d)`.
+
+    Autograd would store and add one tensor of this size per tap.
+    """
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(inputs, weight)
-        places = inputs.unfold(1, len(weight), 1).unbind(-1)  # by tap, `(B, T, d)`, views
-        filtered = torch.addcmul(bias, places[0], weight[0])
-        for each, factor in zip(places[1:], weight[1:], strict=True):
-            filtered.addcmul_(each, factor)
+        length = inputs.shape[1] - len(weight) + 1
+        filtered = torch.addcmul(bias, inputs[:, :length], weight[0])
+        for tap, factor in enumerate(weight[1:], start=1):
+            filtered.addcmul_(inputs[:, tap : tap + length], factor)
         return filtered
 
     @staticmethod

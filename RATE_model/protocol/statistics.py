@@ -103,8 +103,8 @@ def mean_ranks(
 ) -> Interval:
     """The mean rank of every method over tasks: 1 is best, ties share a rank.
 
-    The mean over all resamples of seeds (Agarwal et al. 2021, arXiv 2108.13264): few seeds tie more often when
-    resampled, so ranks of the seeds as they are can lie outside the interval.
+    The mean over all resamples of seeds (Agarwal et al. 2021, arXiv 2108.13264). Resamples of few seeds tie more often
+    than the seeds themselves, whose ranks can lie outside the interval; they also draw means towards the middle.
 
     Args:
         scores: (methods, tasks, seeds), higher is better; a method's score in a task is its mean over seeds.

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 from RATE_model.memories import scan as module
-from RATE_model.memories.mamba import _Discretised
+from RATE_model.memories.mamba import DISCRETISED
 from RATE_model.memories.scan import Decay, in_chunks, scan, scan_and_read
-from RATE_model.memories.shm import _Calibration
+from RATE_model.memories.shm import CALIBRATED
+from RATE_model.memories.stack import CausalConvolution
 
 
 def loop(decay: Tensor, x: Tensor, state: Tensor) -> Tensor:
@@ -29,13 +30,15 @@ def way(request, monkeypatch) -> None:
     monkeypatch.setattr(module, "_WIDE", request.param)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
-@pytest.mark.parametrize("real_x", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "of_x"),
+    [(torch.float64, torch.float64), (torch.complex128, torch.complex128), (torch.complex128, torch.float64)],
+)
 @pytest.mark.parametrize("length", [1, 2, 7, 32])
 @pytest.mark.parametrize("one_decay", [True, False])
-def test_states_and_gradients_are_the_loops(way, dtype, real_x, length, one_decay):
+def test_states_and_gradients_are_the_loops(way, dtype, of_x, length, one_decay):
     shape = (1, 1, 5) if one_decay else (3, length, 5)
-    dtypes = dtype, torch.float64 if real_x else dtype, dtype
+    dtypes = dtype, of_x, dtype
     arguments = [
         numbers(*size, dtype=dtypes[seed], seed=seed).requires_grad_()
         for seed, size in enumerate((shape, (3, length, 5), (3, 5)))
@@ -62,32 +65,25 @@ def test_bfloat16_is_added_up_in_float32(way):
     assert states.dtype == torch.float32 and states[0, -1, 0] == 1000  # bfloat16 stops at 256
 
 
-class Given(Decay):
-    """The decays themselves."""
-
-    @staticmethod
-    def of(*factors: Tensor) -> Tensor:
-        return factors[0].clone()
-
-    @staticmethod
-    def gradients(to_decay: Tensor, decay: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
-        return (to_decay,)
+GIVEN = Decay(of=torch.clone, gradients=lambda to_decay, decay, factor: (to_decay,))
 
 
-@pytest.mark.parametrize("rule", [_Calibration, _Discretised], ids=["SHM", "Mamba"])
-def test_gradients_of_decays_are_autograds(rule):
-    sizes = {_Calibration: ((2, 3, 5), (2, 3, 4)), _Discretised: ((2, 3, 5), (4, 5))}[rule]
-    factors = [numbers(*size, dtype=torch.float64, seed=seed).requires_grad_() for seed, size in enumerate(sizes)]
-    theirs = torch.rand(2, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    with torch.no_grad():
-        ours = rule.gradients(theirs.clone(), rule.of(*factors), *factors)
-    if rule is _Calibration:
-        written_out = 1 + torch.tanh(factors[1][..., None] * factors[0][:, :, None])
-    else:
-        written_out = torch.exp(-factors[0][:, :, None] * factors[1])
-    torch.testing.assert_close(rule.of(*(each.detach() for each in factors)), written_out)
-    for one, other in zip(ours, torch.autograd.grad(written_out, factors, theirs), strict=True):
-        torch.testing.assert_close(one, other)
+@pytest.mark.parametrize(
+    ("rule", "sizes"),
+    [(CALIBRATED, ((2, 3, 5), (2, 3, 4))), (DISCRETISED, ((2, 3, 5), (4, 5)))],
+    ids=["SHM", "Mamba"],
+)
+def test_gradients_of_reading_are_right_with_the_decays_of_memories(way, rule, sizes):
+    shapes = (*sizes, (2, 3, 4), (2, 3, 5), (2, 3, 4), (2, 4, 5))
+    tensors = [numbers(*shape, dtype=torch.float64, seed=seed).requires_grad_() for seed, shape in enumerate(shapes)]
+    assert torch.autograd.gradcheck(lambda one, other, *others: scan_and_read(rule, (one, other), *others), tensors)
+
+
+def test_decays_of_memories_are_as_written():
+    theta, calibration, rate = (numbers(2, 3, 5, dtype=torch.float64, seed=seed) for seed in range(3))
+    expected = 1 + torch.tanh(calibration[..., None] * theta[:, :, None])
+    torch.testing.assert_close(CALIBRATED.of(theta, calibration), expected)
+    torch.testing.assert_close(DISCRETISED.of(theta, rate[0]), torch.exp(-theta[:, :, None] * rate[0]))
 
 
 @pytest.mark.parametrize("length", [1, 2, 7])
@@ -97,7 +93,7 @@ def test_reading_with_the_scan_is_reading_after_it(way, length):
     decay, key, value, query, initial = arguments
     states = scan(decay, key[..., None] * value[:, :, None], initial)
     expected = torch.einsum("btp,btpq->btq", query, states), states[:, -1]
-    found = scan_and_read(Given, (decay,), key, value, query, initial)
+    found = scan_and_read(GIVEN, (decay,), key, value, query, initial)
     weights = numbers(3, length, 5, dtype=torch.float64, seed=8), numbers(3, 4, 5, dtype=torch.float64, seed=9)
     gradients = []
     for read, last in (found, expected):
@@ -106,12 +102,16 @@ def test_reading_with_the_scan_is_reading_after_it(way, length):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("stored", [0, 2**30], ids=["stored", "again"])
-def test_chunks_are_the_whole_with_its_gradients(stored):
+@pytest.mark.parametrize(("stored", "again"), [(10, False), (11, True)], ids=["stored", "again"])
+def test_chunks_are_the_whole_with_its_gradients(stored, again, monkeypatch):
+    """Above the limit they run once more for the gradient."""
+    monkeypatch.setattr(module, "_STORED", 110)
     x = numbers(2, 11, 3, dtype=torch.float64, seed=0).requires_grad_()
     decay = torch.rand(2, 11, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    lengths = []
 
     def piece(state: Tensor, *chunk: Tensor) -> tuple[Tensor, Tensor]:
+        lengths.append(chunk[0].shape[1])
         states = scan(*chunk, state)
         return states.square(), states[:, -1]
 
@@ -121,6 +121,26 @@ def test_chunks_are_the_whole_with_its_gradients(stored):
     torch.testing.assert_close(last, states[:, -1])
     ours, theirs = (
         torch.autograd.grad(squares.sum(), (decay, x)) for squares in (torch.cat(found, dim=1), states.square())
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+    assert lengths == [4, 4, 3] + [3, 4, 4] * again
+
+
+@pytest.mark.parametrize("taps", [1, 2, 4])
+def test_filter_is_torchs_depthwise_convolution(taps):
+    convolution = CausalConvolution(5, taps)
+    x, before = (numbers(3, length, 5, dtype=torch.float32, seed=length).requires_grad_() for length in (7, taps - 1))
+    found, left = convolution(x, before, None)
+    joined = torch.cat([before, x], dim=1)
+    expected = torch.nn.functional.conv1d(
+        joined.transpose(1, 2), convolution.weight.T[:, None], convolution.bias, groups=5
+    ).transpose(1, 2)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(left, joined[:, 7:])
+    arguments = (x, before, convolution.weight, convolution.bias)
+    ours, theirs = (
+        torch.autograd.grad(each.square().sum(), arguments, allow_unused=True) for each in (found, expected)
     )
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)

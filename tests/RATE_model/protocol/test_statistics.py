@@ -61,11 +61,18 @@ def test_ranks_share_ties_and_average_tasks():
 
 
 def test_mean_ranks_lie_in_their_intervals():
-    """Also where resampling makes ties, as of a method without failures and three with one each in twelve tasks."""
+    """Also where resampling makes ties: one method never fails, three others fail with one seed in each of 12 tasks."""
     scores = np.array([[1.0, 1.0, 1.0], [0.0, 1.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 0.0]])[:, None, :]
     ranks = mean_ranks(scores.repeat(12, axis=1))
     assert np.all((ranks.low <= ranks.value) & (ranks.value <= ranks.high))
     assert ranks.value[0] < ranks.value[1:].min()
+
+
+def test_mean_ranks_are_means_over_resamples():
+    """Half of the resamples of the first method are better than the second's, half are worse."""
+    ranks = mean_ranks(np.array([[[1.0, 0.0]], [[0.5, 0.5]]]))
+    assert ranks.value == pytest.approx([1.5, 1.5], abs=0.05)
+    assert ranks.low.tolist() == [1, 1] and ranks.high.tolist() == [2, 2]
 
 
 def test_bootstrap_refuses_a_single_sample():
