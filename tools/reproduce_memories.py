@@ -170,10 +170,16 @@ TMAZE_TRIES = SECOND_TRIES | {
     "RMT, 500 more batches": ("--anneal_batches", "650"),
     # It sees of its own episode only the current segment.
     "Retrieval, segments of 30 steps": ("--context_length", "30", "--segments", "3"),
-    # The published rate on T-Maze (ELMUR's is 2.1e-4), a third of config_fast.yaml's.
+    # The published rate on T-Maze, a third of config_fast.yaml's.
     **{
         f"{memory}, learning rate 3e-4": ("--learning_rate", "3e-4")
         for memory in ("GRU", "FFM", "LRU", "Mamba", "mLSTM", "SHM", "ELMUR", "DNC", "RMT")
+    },
+    # Both changes at once, for those that one of them helped; ELMUR's as in its paper.
+    "ELMUR, 2 slots, learning rate 2.1e-4": (*SECOND_TRIES["ELMUR, 2 slots"], "--learning_rate", "2.1e-4"),
+    **{
+        f"{label}, learning rate 3e-4": (*SECOND_TRIES[label], "--learning_rate", "3e-4")
+        for label in ("GRU, forget bias 4", "mLSTM, forget bias 12", "SHM, calibration 0")
     },
 }
 MINIGRID_TRIES = SECOND_TRIES | {
