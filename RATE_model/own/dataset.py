@@ -72,8 +72,9 @@ class Dataset:
         self.metadata = dict(metadata or trajectories.attributes)
         if observations.images:  # a reader of the files written from here needs them
             self.metadata["images"] = [list(shape) for shape in observations.images]
-        if (count := trajectories.num_episodes) < 2:
-            raise UserError(f"{self.name} has {count} episode; at least 2 are needed: some are held out for validation")
+        if (count := int(trajectories.whole.sum())) < 2:
+            have = f"{count} finished episode{'s' * (count != 1)}"
+            raise UserError(f"{self.name} has {have}; at least 2 are needed: some are held out for validation")
 
     # --- sources ---
 

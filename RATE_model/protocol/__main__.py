@@ -274,6 +274,7 @@ def draw_grid(options: Options) -> None:
     grid = Grid(environment, options.model_mode, environment.grid_cases, settings)
     study = StudyOptions(seeds=options.seeds, jobs=options.jobs, device=options.device, runs_dir=options.runs_dir)
     study.validate()
+    environment.check_episodes(episodes=options.episodes)
     episodes = max(1, options.episodes // (2 if environment.twins is not None else 1))
     found = run_grid(grid, study, episodes=episodes)
     stem = f"grid_{environment.folder.name}_{options.model_mode}"

@@ -241,6 +241,9 @@ def test_an_unfinished_episode_stays_unfinished(tmp_path):
         assert len(each) == 2 and each.returns.tolist() == [3, 7] and "2 episodes of 2 to 3 steps" in repr(each)
     minari = Dataset.from_minari(dataset.to_minari(tmp_path / "minari"))
     assert minari.trajectories.lengths.tolist() == [3, 2] and minari.trajectories.terminals.all()
+    path = _hdf5(tmp_path / "b.h5", **_flat(dones=_LAST & (np.arange(_STEPS) < 3)))
+    with pytest.raises(UserError, match="b.h5.* has 1 finished episode; at least 2"):
+        Dataset.from_hdf5(path)
 
 
 @pytest.mark.parametrize(("lengths", "steps"), [([200] * 10 + [15], 60), ([15] * 10 + [200], 60)])
@@ -307,7 +310,7 @@ def test_inconsistent_episodes_are_reported(change, named):
 def test_too_few_episodes_are_refused():
     with pytest.raises(UserError, match="has no episodes"):
         Dataset.from_episodes([])
-    with pytest.raises(UserError, match="has 1 episode; at least 2"):
+    with pytest.raises(UserError, match="has 1 finished episode; at least 2"):
         Dataset.from_episodes(episodes(1))
     with pytest.raises(UserError, match="episode 0 of the dataset is int; give a dict"):
         Dataset.from_episodes([3, 4])
@@ -526,7 +529,7 @@ def test_unmarked_truncations_end_at_the_limit_of_the_environment(tmp_path, caps
     with h5py.File(path, "w") as file:
         file["observations"], file["rewards"] = np.zeros((steps, 3), np.float32), np.ones(steps)
         file["actions"] = np.zeros((steps, 1), np.float32)
-        file["terminals"], file["timeouts"] = np.arange(steps) == 249, np.zeros(steps, bool)
+        file["terminals"], file["timeouts"] = np.isin(np.arange(steps), (249, 449)), np.zeros(steps, bool)
     known = Dataset.from_hdf5(path, environment="Pendulum-v1")
     assert known.trajectories.lengths.tolist() == [200, 50, 200]
     assert "3 episodes" in repr(known) and "end after 200 steps" in capsys.readouterr().out

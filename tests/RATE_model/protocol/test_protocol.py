@@ -154,6 +154,7 @@ def test_grid_trains_validates_and_continues(tmp_path, capsys, monkeypatch):
     assert "--grid trains its own runs" in fails(capsys, "--grid")
     assert "--model_mode X: the value must be one of" in fails(capsys, "--grid", "--env", "tmaze", "--model_mode", "X")
     assert "declares no grid" in fails(capsys, "--grid", "--env", "minigrid_memory")
+    assert "--episodes 0: must be at least" in fails(capsys, "--grid", "--env", "tmaze", "--episodes", "0")
 
 
 def test_grid_refuses_flags_that_it_ignores():
