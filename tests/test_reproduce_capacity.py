@@ -66,7 +66,9 @@ def test_seeds_on_the_page_are_not_trained_again(tmp_path, monkeypatch):
     monkeypatch.setattr(capacity, "collect", collect)
     flags = ["--results_dir", str(tmp_path), "--bits", "2", "--models", "LSTM, width 16", "--seeds"]
     for seeds in (["2"], ["1", "2", "3"], ["1", "2"], ["1", "2", "--again", "true"]):
+        (tmp_path / "multi_cue.md").unlink(missing_ok=True)
         assert capacity.main([*flags, *seeds]) == 0
+        assert (tmp_path / "multi_cue.md").exists()  # also if nothing was left to train
     assert asked == [[2], [1, 3], [1, 2]]
     assert json.loads((tmp_path / "multi_cue.json").read_text())["LSTM, width 16: 2 bits"]["seeds"] == [1, 2, 3]
 

@@ -156,6 +156,8 @@ def run(options: Options) -> int:
             document = merged(document, {label: with_seeds(old, collect(runs, model, bits))}, order)
             print(f"{label}: {np.mean(document[label]['bits']):.2f} bits", flush=True)
             write(document, options)
+    if document:  # also if nothing was left to train
+        write(document, options)
     return int(failed)
 
 
