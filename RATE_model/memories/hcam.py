@@ -216,9 +216,8 @@ class HCAMStepper(SegmentStepper):
         batch, heads, chunks, segment, size = *details.shape[:4], details.shape[4] // 2
         first = torch.arange(batch * heads, device=n.device).view(batch, heads, 1) * chunks
         places = (first + picks).flatten()  # of picked chunks, (B heads k)
-        found = details.view(-1, segment * 2 * size).index_select(
-            0, places
-        )  # fewer, longer reads than of keys and values apart
+        # Fewer, longer reads than of keys and values apart.
+        found = details.view(-1, segment * 2 * size).index_select(0, places)
         keys, values = found.view(batch * heads, -1, 2 * size).split(size, dim=-1)
         query = (cell.detail.query(n) * size**-0.5).view(-1, 1, size)
         scores = torch.bmm(query, keys.transpose(1, 2))

@@ -10,7 +10,7 @@ from torch import Tensor
 from RATE_model.errors import UserError
 from RATE_model.memories.compressive import CompressiveCell, CompressiveConfig
 from RATE_model.memories.hcam import HCAMCell, HCAMConfig
-from RATE_model.memories.segments import SegmentCell
+from RATE_model.memories.segments import SegmentCell, softmax
 from tests.written_out import attended, linear, mlp, norm
 
 K, D, HEADS, STEPS = 4, 6, 2, 22
@@ -128,3 +128,16 @@ def test_hcam_shows_which_chunks_it_picked():
 def test_sizes_that_cannot_be_built_are_refused(config, changes, words):
     with pytest.raises(UserError, match=words):
         config(d_model=8, context_length=4, **changes).validate()
+
+
+@pytest.mark.parametrize("columns", [1, 10, 15, 16])
+def test_softmax_and_its_gradient_are_torchs(columns):
+    """Also with hidden columns and large scores."""
+    scores = 100 * torch.randn(3, 4, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    scores[:, 0, 1:] = -math.inf
+    scores.requires_grad_()
+    weights = torch.arange(columns, dtype=torch.float64)
+    ours, theirs = softmax(scores), scores.softmax(dim=-1)
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad((shares * weights).sum(), scores)[0] for shares in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
