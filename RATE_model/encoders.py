@@ -16,6 +16,7 @@ from RATE_model.data.frames import Frames, FrameStack
 from RATE_model.errors import UserError
 from RATE_model.objectives.privileged import Privileged
 from RATE_model.spec import EnvironmentSpec, PrivilegedKind
+from RATE_model.system.products import Linear
 
 # (kernel, stride) of the three convolutions of Mnih et al. 2015, "Human-level control through deep reinforcement
 # learning", which have 32, 64 and 64 channels.
@@ -26,7 +27,7 @@ def _observation_encoder(spec: EnvironmentSpec, d_model: int) -> nn.Module:
     """For an image, a vector, or a vector that begins with images."""
     if spec.is_image:
         return ImageEncoder(spec, d_model)
-    return JointEncoder(spec, d_model) if spec.images else nn.Linear(spec.observation_shape[0], d_model)
+    return JointEncoder(spec, d_model) if spec.images else Linear(spec.observation_shape[0], d_model)
 
 
 def _with_tanh(module: nn.Module, tanh: bool) -> nn.Module:
@@ -48,7 +49,7 @@ class ImageEncoder(nn.Module):
         if min(height, width) < 1:
             raise ValueError(f"images of {spec.observation_shape[1:]} pixels are too small for the convolutions")
         self.convolutions = nn.Sequential(*layers)
-        self.project = nn.Linear(channels * height * width, d_model)
+        self.project = Linear(channels * height * width, d_model)
         self._initialise()
 
     @property
@@ -126,7 +127,7 @@ class JointEncoder(nn.Module):
         self.images = nn.ModuleList(
             ImageEncoder(replace(spec, observation_shape=shape, **of_image), d_model) for shape in spec.images
         )
-        self.numbers = nn.Linear(spec.numbers, d_model) if spec.numbers else None
+        self.numbers = Linear(spec.numbers, d_model) if spec.numbers else None
 
     def forward(self, flat: Tensor) -> Tensor:
         """Encode vectors `(M, features)`, the images in them unscaled, to `(M, d_model)`."""
@@ -165,14 +166,14 @@ class TokenEncoder(nn.Module):
         self.observation = _with_tanh(observation, spec.observation_tanh)
         self.d_model = d_model
         self.action = _with_tanh(self._action_table(), spec.action_tanh) if actions else None
-        self.rtg = _with_tanh(nn.Linear(1, d_model), spec.return_tanh) if rtg else None
+        self.rtg = _with_tanh(Linear(1, d_model), spec.return_tanh) if rtg else None
         if spec.oracle:
             self.oracle = OracleEncoder(spec.oracle, d_model)
 
     def _action_table(self) -> nn.Module:
         spec = self.spec
         if spec.continuous:
-            return nn.Linear(spec.num_actions, self.d_model)
+            return Linear(spec.num_actions, self.d_model)
         return nn.Embedding(spec.action_embeddings or spec.num_actions, self.d_model)
 
     def encode_observations(self, observations: Tensor | Frames) -> Tensor:
@@ -255,7 +256,7 @@ class OracleEncoder(nn.Module):
     def __init__(self, kinds: Sequence[PrivilegedKind], d_model: int) -> None:
         super().__init__()
         self.privileged = nn.ModuleList(map(Privileged, kinds))
-        self.project = nn.Linear(sum(kind.numbers for kind in kinds), d_model)
+        self.project = Linear(sum(kind.numbers for kind in kinds), d_model)
 
     def forward(self, infos: Mapping[str, Tensor]) -> Tensor:
         """`(B, T, n)` by name to `(B, T, d_model)`."""
@@ -273,7 +274,7 @@ class ActionHead(nn.Module):
 
     def __init__(self, spec: EnvironmentSpec, d_model: int) -> None:
         super().__init__()
-        self.project = nn.Linear(d_model, spec.num_actions, bias=spec.continuous)
+        self.project = Linear(d_model, spec.num_actions, bias=spec.continuous)
         self.squash = nn.Tanh() if spec.continuous else nn.Identity()
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from RATE_model.memories.contract import MemoryOptions, State, a_trajectory, twi
 from RATE_model.memories.segments import Attention, AttentionConfig, bias_of, feed_forward, merge_heads
 from RATE_model.memories.sliding import SlidingStepper, slide
 from RATE_model.memories.stack import Cell, CellState, CellStepper, Stack, StepSignals
+from RATE_model.system.products import linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,7 @@ class BankStepper(SlidingStepper):
     def step(self, x: Tensor) -> Tensor:
         """See `CellStepper.step`."""
         cell = self.cell
-        back = self.write(F.linear(F.layer_norm(x, x.shape[-1:]), self.source))
+        back = self.write(linear(F.layer_norm(x, x.shape[-1:]), self.source))
         unseen, *columns = self.buffers
         h, bias = x, cell.age_bias[..., back]
         for index, attention in enumerate(cell.reading()):

@@ -35,6 +35,7 @@ from RATE_model.memories.segments import (
     merge_heads,
 )
 from RATE_model.memories.stack import CellState, CellStepper, StepSignals
+from RATE_model.system.products import Linear
 
 Compression = Literal["conv", "mean", "max"]
 
@@ -110,7 +111,7 @@ class CompressiveCell(SegmentCell):
         self.forward_token = feed_forward(d, config.inner)
         self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(2))
         self.function = config.function
-        self.convolution = nn.Linear(config.rate * d, d) if config.function == "conv" else None
+        self.convolution = Linear(config.rate * d, d) if config.function == "conv" else None
 
     def begin(self, batch_size: int, device: torch.device) -> CompressiveState:
         """Empty."""

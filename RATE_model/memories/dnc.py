@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from RATE_model.memories.contract import MemoryOptions, State, as_wide
 from RATE_model.memories.stack import Cell, CellState, Stack, StackConfig, StepSignals
+from RATE_model.system.products import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +106,8 @@ class DNCCell(Cell):
         self.controller = nn.LSTMCell(d + heads * width, config.hidden)
         # Read keys, strengths, free gates and modes; write key, strength, erase, vector, and two gates.
         self.sizes = (heads * width, heads, heads, 3 * heads, width, 1, width, width, 2)
-        self.interface = nn.Linear(config.hidden, sum(self.sizes))
-        self.output = nn.Linear(config.hidden + heads * width, d)
+        self.interface = Linear(config.hidden, sum(self.sizes))
+        self.output = Linear(config.hidden + heads * width, d)
 
     def initial(self, batch_size: int, device: torch.device) -> CellState:
         """Zeros."""

@@ -20,6 +20,7 @@ from RATE_model.cli.limits import MAX_EPISODE_STEPS, at_least, at_most
 from RATE_model.memories.contract import MemoryOptions, State
 from RATE_model.memories.scan import scan
 from RATE_model.memories.stack import Cell, CellState, Stack, StackConfig, StepSignals, last_valid
+from RATE_model.system.products import Linear
 
 # The share of an input that remains after a trace's horizon, at the start.
 _LEFT = 0.01
@@ -67,8 +68,8 @@ class FFMCell(Cell):
     def __init__(self, config: FFMConfig) -> None:
         super().__init__()
         d, m, c = config.d_model, config.traces, config.contexts
-        self.write, self.write_gate = nn.Linear(d, m), nn.Linear(d, m)
-        self.read, self.read_gate, self.skip = nn.Linear(2 * m * c, d), nn.Linear(d, d), nn.Linear(d, d)
+        self.write, self.write_gate = Linear(d, m), Linear(d, m)
+        self.read, self.read_gate, self.skip = Linear(2 * m * c, d), Linear(d, d), Linear(d, d)
         self.norm = nn.LayerNorm(d, elementwise_affine=False)
         # Horizons from 1 step to the longest, periods from 2 steps to the longest. The paper spaces both evenly; evenly
         # on a logarithmic scale there are as many short ones as long ones. Decays stay positive as logarithms.

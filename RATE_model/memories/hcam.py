@@ -34,6 +34,7 @@ from RATE_model.memories.segments import (
     softmax,
 )
 from RATE_model.memories.stack import CellState, CellStepper, StepSignals
+from RATE_model.system.products import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class HCAMCell(SegmentCell):
         super().__init__(config.context_length, kept=5 * d)  # for the segment; for the chunk; for its summary
         self.chunks, self.top_k = config.chunks, config.top_k
         self.within, self.detail = Attention(d, heads), Attention(d, heads)
-        self.ask, self.summarise = nn.Linear(d, d, bias=False), nn.Linear(d, d, bias=False)
+        self.ask, self.summarise = Linear(d, d, bias=False), Linear(d, d, bias=False)
         self.distance_bias = nn.Parameter(torch.zeros(heads, config.context_length))
         self.place_bias = nn.Parameter(torch.zeros(heads, config.context_length))  # of steps within a chunk
         self.forward_token = feed_forward(d, config.inner)

@@ -22,6 +22,7 @@ from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryOptions, State, as_wide
 from RATE_model.memories.scan import scan
 from RATE_model.memories.stack import Cell, CellState, Stack, StackConfig, StepSignals, last_valid
+from RATE_model.system.products import Linear, linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ class LRUCell(Cell):
         self.write = nn.Parameter(torch.randn(n, d, 2) * (2 * d) ** -0.5)  # B
         self.read = nn.Parameter(torch.randn(d, n, 2) * n**-0.5)  # C
         self.through = nn.Parameter(torch.randn(d))  # D
-        self.unit = nn.Linear(d, 2 * d)
+        self.unit = Linear(d, 2 * d)
 
     def initial(self, batch_size: int, device: torch.device) -> CellState:
         """Zeros."""
@@ -88,12 +89,12 @@ class LRUCell(Cell):
         # Real products of both parts at once: W [n, d, 2] as a map from d to 2 n, and back.
         n, d = len(self.log_nu), len(self.through)
         gained = self.write * self.log_gamma.exp()[:, None, None]
-        entering = F.linear(x, gained.transpose(1, 2).reshape(2 * n, d)).float()
+        entering = linear(x, gained.transpose(1, 2).reshape(2 * n, d)).float()
         decay = torch.exp(torch.complex(-self.log_nu.exp(), self.log_theta.exp()))
         entering = torch.view_as_complex(entering.unflatten(-1, (n, 2)))
         states = torch.view_as_real(scan(decay[None, None], entering, torch.view_as_complex(before)))
         signs = torch.tensor([1.0, -1.0], device=x.device)  # Re(C s) = Re C Re s - Im C Im s
-        y = F.linear(states.flatten(2), (self.read * signs).flatten(1)) + self.through * x
+        y = linear(states.flatten(2), (self.read * signs).flatten(1)) + self.through * x
         value, gate = self.unit(F.gelu(y)).chunk(2, dim=-1)
         gate = torch.sigmoid(gate)
         return value * gate, (last_valid(states, before, valid),), {"output gate": gate}

@@ -21,6 +21,7 @@ from RATE_model.memories.contract import MemoryOptions, State, a_trajectory, twi
 from RATE_model.memories.segments import Attention, AttentionConfig, bias_of, feed_forward, merge_heads
 from RATE_model.memories.sliding import SlidingStepper, slide
 from RATE_model.memories.stack import Cell, CellState, CellStepper, Stack, StepSignals
+from RATE_model.system.products import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +67,9 @@ class LSDTCell(Cell):
         d, half = config.d_model, config.d_model // 2
         self.window, self.kernel, self.heads = config.window, config.kernel, config.heads
         self.long = Attention(half, config.heads, project=False)  # one map for both branches
-        self.value = nn.Linear(half, half)
-        self.weigh = nn.Linear(half, config.heads * config.kernel)
-        self.output = nn.Linear(d, d)
+        self.value = Linear(half, half)
+        self.weigh = Linear(half, config.heads * config.kernel)
+        self.output = Linear(d, d)
         self.distance_bias = nn.Parameter(torch.zeros(config.heads, config.window))
         self.forward_token = feed_forward(d, config.inner)
         self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(2))

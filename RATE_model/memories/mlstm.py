@@ -26,6 +26,7 @@ from RATE_model.memories.contract import MemoryOptions, State
 from RATE_model.memories.recurrent import MAX_FORGET_BIAS
 from RATE_model.memories.scan import in_chunks, times
 from RATE_model.memories.stack import CausalConvolution, Cell, CellState, CellStepper, Stack, StackConfig, StepSignals
+from RATE_model.system.products import Linear, linear
 
 # Steps per chunk, within which they attend to each other directly.
 _CHUNK = 32
@@ -89,17 +90,17 @@ class MLSTMCell(Cell):
     def __init__(self, config: MLSTMConfig) -> None:
         super().__init__()
         d, inner, self.heads = config.d_model, 2 * config.d_model, config.heads
-        self.branches = nn.Linear(d, 2 * inner, bias=False)
+        self.branches = Linear(d, 2 * inner, bias=False)
         self.convolution = CausalConvolution(inner, config.taps)
         # Queries, keys and values are made block by block: (3, blocks, outputs, inputs).
         blocks = inner // _BLOCK
         self.own_block: Tensor
         self.register_buffer("own_block", torch.eye(blocks)[:, None, :, None], persistent=False)
         self.project = nn.Parameter(torch.randn(3, blocks, _BLOCK, _BLOCK) * (2 / (5 * _BLOCK)) ** 0.5)
-        self.gates = nn.Linear(3 * inner, 2 * self.heads)
+        self.gates = Linear(3 * inner, 2 * self.heads)
         self.norm = nn.Parameter(torch.ones(inner))
         self.skip = nn.Parameter(torch.ones(inner))
-        self.output = nn.Linear(inner, d, bias=False)
+        self.output = Linear(inner, d, bias=False)
         with torch.no_grad():  # xLSTM's initialisation: small maps, constant gates, open forget gates
             nn.init.normal_(self.branches.weight, std=(2 / (5 * d)) ** 0.5)
             nn.init.normal_(self.output.weight, std=2 / config.layers / inner**0.5)
@@ -121,8 +122,8 @@ class MLSTMCell(Cell):
         filtered, conv = self.convolution(u, conv, valid)
         filtered = F.silu(filtered)
         of_filtered, of_inputs = self.projections().split((2 * u.shape[-1], u.shape[-1]))
-        q, k = F.linear(filtered, of_filtered).chunk(2, dim=-1)
-        v = F.linear(u, of_inputs)
+        q, k = linear(filtered, of_filtered).chunk(2, dim=-1)
+        v = linear(u, of_inputs)
         write, forget = self.gates(torch.cat([q, k, v], dim=-1)).float().chunk(2, dim=-1)  # (B, T, H) each
         forget = F.logsigmoid(forget)
         if valid is not None:
@@ -173,8 +174,8 @@ class MLSTMStepper(CellStepper):
         u, z = cell.branches(x).chunk(2, dim=-1)
         filtered = F.silu(cell.convolution.step(u, inputs))
         inner = u.shape[-1]
-        q, k, by_filtered = F.linear(filtered, self.of_filtered).split((inner, inner, 2 * cell.heads), dim=-1)
-        v, by_inputs = F.linear(u, self.of_inputs).split((inner, 2 * cell.heads), dim=-1)
+        q, k, by_filtered = linear(filtered, self.of_filtered).split((inner, inner, 2 * cell.heads), dim=-1)
+        v, by_inputs = linear(u, self.of_inputs).split((inner, 2 * cell.heads), dim=-1)
         gates = by_filtered.float() + by_inputs.float() + cell.gates.bias
         write, forget = gates[:, None].chunk(2, dim=-1)  # (B, 1, H)
         heads = [part.float().unflatten(-1, (1, cell.heads, -1)) for part in (q, k, v)]  # (B, 1, H, D)

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import Gather, single_process
 from RATE_model.memories.scan import scan
 from RATE_model.memories.stack import last_valid
+from RATE_model.system.products import linear
 
 
 class History(nn.Module):
@@ -52,7 +52,7 @@ class History(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor, averages: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """Map steps `(B, T, width)` and the previous averages to keys `(B, T, key_size)` and new averages."""
-        projected = F.linear(x.float(), self.projection)[:, :, None]  # (B, T, 1, projected)
+        projected = linear(x.float(), self.projection)[:, :, None]  # (B, T, 1, projected)
         rate = (1 / self.horizons)[:, None]
         states = scan((1 - rate)[None, None], projected * rate, averages)
         keys = torch.cat([projected, states], dim=2).flatten(2)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from RATE_model.cli.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import Memory, MemoryConfig, MemoryOptions, State, Steps
+from RATE_model.system.products import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class MLP(Memory):
         layers: list[nn.Module] = []
         width = config.d_model * (2 if config.conditioned else 1)
         for _ in range(config.layers):
-            layers += [nn.Linear(width, config.d_model), nn.ReLU(), nn.Dropout(config.dropout)]
+            layers += [Linear(width, config.d_model), nn.ReLU(), nn.Dropout(config.dropout)]
             width = config.d_model
         self.layers = nn.Sequential(*layers)
 

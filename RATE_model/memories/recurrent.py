@@ -18,6 +18,7 @@ from RATE_model.cli.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import Memory, MemoryConfig, MemoryOptions, State, Steps, as_wide
 from RATE_model.memories.stack import StepInput, rolled
+from RATE_model.system.products import Linear
 
 MAX_FORGET_BIAS = 20  # a gate of 1 - 2e-9: nothing is ever forgotten
 
@@ -77,11 +78,11 @@ class _Recurrent(Memory):
         super().__init__(config)
         self.parts = 3 if config.conditioned else 2  # of a step
         joined = config.step_input == "joined"
-        self.join = nn.Linear(self.parts * config.d_model, config.d_model) if joined else None
+        self.join = Linear(self.parts * config.d_model, config.d_model) if joined else None
         between = config.dropout if config.layers > 1 else 0.0
         self.cells = self.network(config.d_model, config.hidden, config.layers, batch_first=True, dropout=between)
         self.dropout = nn.Dropout(config.dropout)
-        self.output = nn.Linear(config.hidden, config.d_model)
+        self.output = Linear(config.hidden, config.d_model)
 
     @torch.no_grad()
     def initialise(self) -> None:

@@ -20,6 +20,7 @@ from RATE_model.cli.limits import MAX_SIZE, at_least, at_most
 from RATE_model.memories.contract import MemoryOptions, State, as_wide
 from RATE_model.memories.segments import Attention, AttentionConfig, feed_forward
 from RATE_model.memories.stack import Cell, CellState, Stack, StepSignals
+from RATE_model.system.products import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +65,9 @@ class RMCCell(Cell):
         self.attention = Attention(d, config.heads)
         self.forward_slot = feed_forward(d, config.inner)
         self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(2))
-        self.from_input = nn.Linear(d, 3 * d)
-        self.from_hidden = nn.Linear(d, 3 * d, bias=False)
-        self.output = nn.Linear(config.slots * d, d)
+        self.from_input = Linear(d, 3 * d)
+        self.from_hidden = Linear(d, 3 * d, bias=False)
+        self.output = Linear(config.slots * d, d)
 
     def initial(self, batch_size: int, device: torch.device) -> CellState:
         """Distinct slots, rows of the identity: equal ones would stay equal."""

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import State
 from RATE_model.memories.stack import Cell, CellState, CellStepper, Stack, StackConfig, StepSignals
+from RATE_model.system.products import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +57,9 @@ class Attention(nn.Module):
     def __init__(self, d_model: int, heads: int, *, project: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(d_model, d_model, bias=False)
-        self.source = nn.Linear(d_model, 2 * d_model, bias=False)  # keys, values
-        self.output = nn.Linear(d_model, d_model, bias=False) if project else nn.Identity()
+        self.query = Linear(d_model, d_model, bias=False)
+        self.source = Linear(d_model, 2 * d_model, bias=False)  # keys, values
+        self.output = Linear(d_model, d_model, bias=False) if project else nn.Identity()
 
     def forward(self, x: Tensor, source: Tensor, bias: Tensor) -> Tensor:
         """Attend from x `(B, t, d)` to keys and values `(B, c, 2 d)` from `source`.
@@ -120,7 +121,7 @@ def bias_of(allowed: Tensor) -> Tensor:
 
 def feed_forward(d_model: int, width: int) -> nn.Sequential:
     """Two linear layers with a GELU between them."""
-    return nn.Sequential(nn.Linear(d_model, width), nn.GELU(), nn.Linear(width, d_model))
+    return nn.Sequential(Linear(d_model, width), nn.GELU(), Linear(width, d_model))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from RATE_model.memories.contract import (
     put_rows,
 )
 from RATE_model.memories.scan import last
+from RATE_model.system.products import Linear
 
 StepInput = Literal["joined", "sequence"]
 
@@ -154,7 +155,7 @@ class Stack(Memory):
     def __init__(self, config: StackConfig) -> None:
         super().__init__(config)
         d, parts = config.d_model, 3 if config.conditioned else 2
-        self.join = nn.Linear(parts * d, d) if config.step_input == "joined" else None
+        self.join = Linear(parts * d, d) if config.step_input == "joined" else None
         self.cells = cast(Sequence[Cell], nn.ModuleList(self.cell(config) for _ in range(config.layers)))
         norm, count = self.norm, config.layers + 1
         self.norms = nn.ModuleList() if norm is None else nn.ModuleList(norm(d, eps=1e-5) for _ in range(count))

@@ -27,6 +27,7 @@ from RATE_model.data.dataset import WindowDataset
 from RATE_model.errors import UserError
 from RATE_model.objectives.cloning import mean_over
 from RATE_model.objectives.privileged import PREFIX, Privileged, infos_of
+from RATE_model.system.products import Linear
 
 NEXT_LATENT, RETURN = "next_latent", "return"
 WEIGHTS = (0.5,)  # default
@@ -87,7 +88,7 @@ class NextLatent(Objective):
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
-        self.head = nn.Sequential(nn.Linear(2 * d_model, d_model), nn.GELU(), _zero_initialised(d_model, d_model))
+        self.head = nn.Sequential(Linear(2 * d_model, d_model), nn.GELU(), _zero_initialised(d_model, d_model))
 
     def forward(self, inputs: ObjectiveInput) -> Tensor:
         """See `Objective.forward`."""
@@ -205,7 +206,7 @@ def check_transform(names: Sequence[str], transform: BatchTransform | None, *, f
 
 def _zero_initialised(inputs: int, outputs: int) -> nn.Linear:
     """A linear map initialised to zero, so it first predicts the mean of the data."""
-    layer = nn.Linear(inputs, outputs)
+    layer = Linear(inputs, outputs)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

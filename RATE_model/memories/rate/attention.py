@@ -37,7 +37,7 @@ from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.memories.rate.dropout import Dropout, dropout
 from RATE_model.memories.rate.layout import MaskedRows
 from RATE_model.memories.rate.wrap_around import wrap_around, wrapped
-from RATE_model.system.products import linear
+from RATE_model.system.products import Linear, linear
 
 # How attention is computed: "shared" (`RelativeAttention.forward`; everywhere), "blocks" (`blocks`; large batches on a
 # CPU), "whole" (all rows at once; GPUs) or "fused" (PyTorch's fused kernels; long segments on GPUs; memory tokens' rows
@@ -208,11 +208,11 @@ class RelativeAttention(nn.Module):
         super().__init__()
         self.n_head, self.d_head, self.d_model = config.n_head, config.d_head, config.d_model
         inner = config.n_head * config.d_head
-        self.query = nn.Linear(config.d_model, inner, bias=False)
-        self.key = nn.Linear(config.d_model, inner, bias=False)
-        self.value = nn.Linear(config.d_model, inner, bias=False)
-        self.position = nn.Linear(config.d_model, inner, bias=False)
-        self.output = nn.Linear(inner, config.d_model, bias=False)
+        self.query = Linear(config.d_model, inner, bias=False)
+        self.key = Linear(config.d_model, inner, bias=False)
+        self.value = Linear(config.d_model, inner, bias=False)
+        self.position = Linear(config.d_model, inner, bias=False)
+        self.output = Linear(inner, config.d_model, bias=False)
         self.dropout = Dropout(config.dropout)
         self.dropatt = config.dropatt
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from RATE_model.memories.rate.attention import RelativeAttention
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.memories.rate.dropout import Dropout
+from RATE_model.system.products import Linear
 
 
 class FeedForward(nn.Module):
@@ -19,8 +20,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: RATEConfig) -> None:
         super().__init__()
-        self.expand = nn.Linear(config.d_model, config.d_inner)
-        self.contract = nn.Linear(config.d_inner, config.d_model)
+        self.expand = Linear(config.d_model, config.d_inner)
+        self.contract = Linear(config.d_inner, config.d_model)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,9 +38,9 @@ class GRUGate(nn.Module):
     def __init__(self, d_model: int) -> None:
         super().__init__()
         # W_r, W_z, W_g act on y; U_r, U_z on x; U_g on the reset x.
-        self.from_output = nn.Linear(d_model, 3 * d_model, bias=False)
-        self.from_input = nn.Linear(d_model, 2 * d_model, bias=False)
-        self.from_reset = nn.Linear(d_model, d_model, bias=False)
+        self.from_output = Linear(d_model, 3 * d_model, bias=False)
+        self.from_input = Linear(d_model, 2 * d_model, bias=False)
+        self.from_reset = Linear(d_model, d_model, bias=False)
         self.bias = nn.Parameter(torch.full((d_model,), 2.0))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:

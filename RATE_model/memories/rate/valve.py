@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from RATE_model.memories.rate.config import RATEConfig
+from RATE_model.system.products import Linear
 
 _ACTIVATIONS = {
     "relu": F.relu,
@@ -40,7 +41,7 @@ class AttentionValve(nn.Module):
         super().__init__()
         self.n_head, self.dropatt = config.n_head_ca, config.dropatt
         self.activation, self.old_asks = config.mrv_act, config.mrv == "CA-2"
-        self.query, self.key, self.value, self.output = (nn.Linear(config.d_model, config.d_model) for _ in range(4))
+        self.query, self.key, self.value, self.output = (Linear(config.d_model, config.d_model) for _ in range(4))
 
     def forward(self, old: Tensor, written: Tensor) -> Tensor:
         """Map old and written memory tokens, both `(B, n, d_model)`, to the new ones."""
@@ -67,9 +68,9 @@ class GateValve(nn.Module):
     def __init__(self, config: RATEConfig) -> None:
         super().__init__()
         d = config.d_model
-        self.from_old = nn.Linear(d, 3 * d, bias=False)
-        self.from_written = nn.Linear(d, 2 * d, bias=False)
-        self.from_reset = nn.Linear(d, d, bias=False)
+        self.from_old = Linear(d, 3 * d, bias=False)
+        self.from_written = Linear(d, 2 * d, bias=False)
+        self.from_reset = Linear(d, d, bias=False)
         self.bias = nn.Parameter(torch.full((d,), 2.0))
 
     def forward(self, old: Tensor, written: Tensor) -> Tensor:

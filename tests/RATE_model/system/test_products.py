@@ -63,6 +63,34 @@ def test_strided_operands_are_read_as_they_are(calls):
     assert calls
 
 
+def test_parts_of_wider_matrices_are_copied_as_they_lie():
+    """With them oneDNN takes a thousand times as long."""
+    wide = torch.randn(6, 9)
+    for part, dense in ((wide[:, :5], wide[:, :5].contiguous()), (wide[:, :5].t(), wide[:, :5].contiguous().t())):
+        copy = products._dense(part)
+        assert copy.equal(part) and copy.stride() == dense.stride()
+    for whole in (wide, wide.t()):
+        assert products._dense(whole) is whole
+
+
+def test_a_layer_is_torchs_with_these_products(calls):
+    layer, theirs = products.Linear(64, 96), torch.nn.Linear(64, 96)
+    theirs.load_state_dict(layer.state_dict())
+    x = torch.randn(32, 8, 64)
+    torch.testing.assert_close(layer(x), theirs(x), rtol=1e-5, atol=1e-5)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("wider", ["inputs", "outputs"])
+def test_the_gradient_of_a_weight_has_the_narrower_matrix_on_the_left(calls, wider):
+    n, m = (200, 64) if wider == "inputs" else (64, 200)
+    x, weight = torch.randn(2000, n), torch.randn(m, n, requires_grad=True)
+    upper = torch.randn(2000, m)
+    (ours,) = torch.autograd.grad(products.linear(x, weight), weight, upper)
+    torch.testing.assert_close(ours, upper.t() @ x, rtol=1e-4, atol=1e-3)
+    assert calls[-1][0].shape == (64, 2000)
+
+
 def test_a_compiler_traces_nothing_but_the_product(calls, monkeypatch):
     """Reading /proc/cpuinfo would break the graph."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
