@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryOptions, State
-from RATE_model.memories.scan import Decay, in_chunks, scan_and_read
+from RATE_model.memories.scan import Decay, scan_and_read
 from RATE_model.memories.stack import (
     CausalConvolution,
     Cell,
@@ -33,9 +33,9 @@ from RATE_model.memories.stack import (
     StepInput,
     StepSignals,
 )
+from RATE_model.system.products import Linear
 
-# Steps of a chunk, whose states stay in a processor's cache.
-_CHUNK = 16
+_LOG2_E = math.log2(math.e)
 # Largest initial delta.
 _DELTA_MAX = 0.1
 
@@ -92,15 +92,15 @@ class MambaCell(Cell):
         d, inner, n = config.d_model, config.expand * config.d_model, config.state
         rank = math.ceil(d / 16)
         self.split = (rank, n, n)
-        self.branches = nn.Linear(d, 2 * inner, bias=False)
+        self.branches = Linear(d, 2 * inner, bias=False)
         self.convolution = CausalConvolution(inner, config.taps)
-        self.select = nn.Linear(inner, sum(self.split), bias=False)
-        self.delta = nn.Linear(rank, inner)
+        self.select = Linear(inner, sum(self.split), bias=False)
+        self.delta = Linear(rank, inner)
         self.log_rate = nn.Parameter(
             torch.arange(1, n + 1).float().log()[:, None].repeat(1, inner)
         )  # S4D-Real: A = -(1, 2, ..., n)
         self.through = nn.Parameter(torch.ones(inner))  # D
-        self.output = nn.Linear(inner, d, bias=False)
+        self.output = Linear(inner, d, bias=False)
         # delta begins between delta_min and 0.1, evenly on a logarithmic scale; the paper's minimum is 0.001
         # (section 3.6).
         with torch.no_grad():
@@ -124,31 +124,25 @@ class MambaCell(Cell):
         delta = F.softplus(self.delta(delta).float())
         if valid is not None:
             delta = delta * valid[..., None]  # with delta 0 nothing is written and nothing decays
-        inputs = (delta, delta * v, write.float(), read.float())
-        outputs, states = in_chunks(self._piece, states, inputs, size=_CHUNK, stored_per_step=2 * states.numel())
-        y = torch.cat(outputs, dim=1) + self.through * v
+        rate = self.log_rate.exp()
+        y, states = scan_and_read(DISCRETISED, (delta,), write, delta * v, read, states, shared=(rate,))
+        y = torch.addcmul(y, self.through, v)
         return self.output(y * F.silu(z)), (states, conv), {"step size": delta}
-
-    def _piece(
-        self, state: Tensor, delta: Tensor, written: Tensor, write: Tensor, read: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Outputs `(B, L, d_inner)` of some steps, and the state after them; all in float32."""
-        return scan_and_read(DISCRETISED, (delta, self.log_rate.exp()), write, written, read, state)
 
     def stepper(self, state: CellState, dtype: torch.dtype) -> CellStepper:
         """See `Cell.stepper`."""
         return MambaStepper(self, state, dtype)
 
 
-def _discretised(delta: Tensor, rate: Tensor) -> Tensor:
+def _discretised(delta: Tensor, rate: Tensor, out: Tensor) -> Tensor:
     """exp(delta_t A), `(B, T, n, d_inner)`, from delta `(B, T, d_inner)` and rate = -A `(n, d_inner)`."""
-    return (delta[:, :, None] * -rate).exp_()
+    return torch.mul(delta[:, :, None], rate * -_LOG2_E, out=out).exp2_()  # several times as fast as exp on AMD's CPUs
 
 
 def _of_discretised(to_decay: Tensor, decay: Tensor, delta: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of delta and rate."""
     to_exponent = to_decay.mul_(decay)
-    to_delta = (to_exponent * -rate).sum(dim=2)
+    to_delta = torch.mul(to_exponent, -rate, out=decay).sum(dim=2)
     return to_delta, -to_exponent.mul_(delta[:, :, None]).sum(dim=(0, 1))
 
 

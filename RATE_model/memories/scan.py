@@ -14,15 +14,12 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 StateT = TypeVar("StateT")
 
 # From this many numbers per step, a CPU is faster step by step, in place, than with the tree, which makes several
 # passes over memory: benchmarks/README.md.
 _WIDE = 2048
-# Numbers that the chunks of one call may store for the gradient: 512 MiB in float32.
-_STORED = 2**27
 
 
 def scan(decay: Tensor, x: Tensor, initial: Tensor) -> Tensor:
@@ -134,11 +131,12 @@ def _tree(decay: Tensor, x: Tensor) -> Tensor:
 
 
 class Decay(NamedTuple):
-    """Decays a, `(B, T, p, q)`, as a function of smaller tensors, its factors.
+    """Decays a, `(B, L, p, q)`, as a function of smaller tensors, its factors.
 
     Attributes:
-        of: factors -> a new tensor of decays.
-        gradients: (gradient of the decays, which it may overwrite; the decays; factors) -> gradients of the factors.
+        of: (factors..., tensor for the decays) -> that tensor.
+        gradients: (gradient of the decays, the decays, factors...) -> gradients of the factors; may overwrite the first
+            two.
     """
 
     of: Callable[..., Tensor]
@@ -146,55 +144,93 @@ class Decay(NamedTuple):
 
 
 def scan_and_read(
-    rule: Decay, factors: Sequence[Tensor], key: Tensor, value: Tensor, query: Tensor, initial: Tensor
+    rule: Decay,
+    factors: Sequence[Tensor],
+    key: Tensor,
+    value: Tensor,
+    query: Tensor,
+    initial: Tensor,
+    *,
+    shared: Sequence[Tensor] = (),
+    size: int = 16,
 ) -> tuple[Tensor, Tensor]:
     """The product q_t s_t of every state of s_t = a_t * s_{t-1} + k_t v_t^T. Differentiable once.
 
-    Equals `scan` of products k v^T and a product with q, with half as many passes over the states.
+    Equals `scan` of products k v^T and a product with q. But decays and states exist for one chunk of steps at a time,
+    in a processor's cache, and are found once more for the gradient. Storing all of them would take longer.
 
     Args:
-        rule, factors: what a, `(B, T, p, q)`, is made of.
+        rule, factors: what a, `(B, T, p, q)`, is made of; factors are `(B, T, ...)` each.
         key, query: `(B, T, p)`.
         value: `(B, T, q)`.
         initial: s_0, `(B, p, q)`.
+        shared: the rule's last factors, the same at all steps.
+        size: steps of a chunk.
 
     Returns:
         `(B, T, q)`, and s_T `(B, p, q)`, in dtypes as of `scan`.
     """
-    tensors = key, value, query, initial, *factors
-    dtype = _widest(*tensors)
+    stepwise = key, value, query, *factors
+    dtype = _widest(*stepwise, initial, *shared)
+    of_all = [tensor.to(dtype) for tensor in shared]
+    initial = initial.to(dtype)
+    scratch = initial.new_empty(3, len(initial), min(size, key.shape[1]), *initial.shape[1:])
+
+    def piece(state: Tensor, *steps: Tensor) -> tuple[Tensor, Tensor]:
+        return _ScanAndRead.apply(rule, scratch, state, *steps, *of_all)
+
     with torch.autocast(key.device.type, enabled=False):
-        return _ScanAndRead.apply(rule, *(tensor.to(dtype) for tensor in tensors))
+        read, state = in_chunks(piece, initial, [tensor.to(dtype) for tensor in stepwise], size=size)
+    return torch.cat(read, dim=1), state
 
 
 class _ScanAndRead(torch.autograd.Function):
-    """Each gradient is the product of the one that reaches a state and the factors that made or read it."""
+    """One chunk. Each gradient is the product of the one that reaches a state and the factors that made or read it.
+
+    All chunks use the same scratch, three tensors of decays' shape: a new one would have to come into the cache first.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, rule: Decay, key: Tensor, value: Tensor, query: Tensor, initial: Tensor, *factors: Tensor
+        ctx: Any,
+        rule: Decay,
+        scratch: Tensor,
+        initial: Tensor,
+        key: Tensor,
+        value: Tensor,
+        query: Tensor,
+        *factors: Tensor,
     ) -> Any:
-        decay, x = rule.of(*factors), key[..., None] * value[:, :, None]
-        states = _states(decay, x, torch.addcmul(x[:, :1], decay[:, :1], initial[:, None]), in_place=True)
-        ctx.rule = rule
-        ctx.save_for_backward(key, value, query, initial, decay, states, *factors)
-        return (query[:, :, None] @ states).squeeze(2), last(states)
+        ctx.rule, ctx.scratch = rule, scratch[:, :, : key.shape[1]]
+        ctx.save_for_backward(initial, key, value, query, *factors)
+        _, states = _decays_and_states(rule, ctx.scratch, initial, key, value, factors)
+        return (query[:, :, None] @ states).squeeze(2), states[:, -1].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_read: Tensor, of_last: Tensor) -> tuple[Tensor | None, ...]:
-        key, value, query, initial, decay, states, *factors = ctx.saved_tensors
+        initial, key, value, query, *factors = ctx.saved_tensors
         with torch.autocast(key.device.type, enabled=False):
-            to_query = times(states, of_read)
-            gradient = query[..., None] * of_read[:, :, None]
+            decay, states = _decays_and_states(ctx.rule, ctx.scratch, initial, key, value, factors)
+            gradient = torch.mul(query[..., None], of_read[:, :, None], out=ctx.scratch[2])
             gradient[:, -1] += of_last
             reaching = _states(decay, gradient, gradient[:, -1:], backwards=True, in_place=True)
-            to_key, to_value = times(reaching, value), (key[:, :, None] @ reaching).squeeze(2)
+            to_query, to_key = times(states, of_read), times(reaching, value)
+            to_value = (key[:, :, None] @ reaching).squeeze(2)
             to_initial = decay[:, 0] * reaching[:, 0]
-            to_decay = reaching  # in its place: on a CPU a new tensor of this size costs more than the product
+            to_decay = reaching
             to_decay[:, :1].mul_(initial[:, None])
             to_decay[:, 1:].mul_(states[:, :-1])
-            return None, to_key, to_value, to_query, to_initial, *ctx.rule.gradients(to_decay, decay, *factors)
+            return None, None, to_initial, to_key, to_value, to_query, *ctx.rule.gradients(to_decay, decay, *factors)
+
+
+def _decays_and_states(
+    rule: Decay, scratch: Tensor, initial: Tensor, key: Tensor, value: Tensor, factors: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    decay = rule.of(*factors, scratch[0])
+    x = torch.mul(key[..., None], value[:, :, None], out=scratch[1])
+    x[:, 0].addcmul_(decay[:, 0], initial)
+    return decay, _states(decay, x, x[:, :1], in_place=True)
 
 
 def times(matrix: Tensor, vector: Tensor) -> Tensor:
@@ -208,12 +244,7 @@ def last(states: Tensor) -> Tensor:
 
 
 def in_chunks(
-    piece: Callable[..., tuple[Any, StateT]],
-    state: StateT,
-    inputs: Sequence[Tensor],
-    *,
-    size: int,
-    stored_per_step: int = 0,
+    piece: Callable[..., tuple[Any, StateT]], state: StateT, inputs: Sequence[Tensor], *, size: int
 ) -> tuple[list[Any], StateT]:
     """A recurrence over chunks of steps, whose large intermediate results then fit into a processor's cache.
 
@@ -222,19 +253,12 @@ def in_chunks(
         state: the state before the first step: a tensor, or a tuple of tensors.
         inputs: `(B, T, ...)` each.
         size: steps per chunk.
-        stored_per_step: numbers that `piece` stores for the gradient, per step. Where these are too many in all, it
-            runs again for the gradient instead, and only the states between chunks are stored.
 
     Returns:
         The outputs of `piece`, chunk by chunk, and the state after the last step.
     """
     found = []
-    chunks = list(zip(*(tensor.split(size, dim=1) for tensor in inputs), strict=True))
-    again = stored_per_step * inputs[0].shape[1] > _STORED and len(chunks) > 1 and torch.is_grad_enabled()
-    for chunk in chunks:
-        if again:
-            wanted, state = checkpoint(piece, state, *chunk, use_reentrant=False, preserve_rng_state=False)
-        else:
-            wanted, state = piece(state, *chunk)
+    for chunk in zip(*(tensor.split(size, dim=1) for tensor in inputs), strict=True):
+        wanted, state = piece(state, *chunk)
         found.append(wanted)
     return found, state

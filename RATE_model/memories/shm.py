@@ -20,11 +20,9 @@ from torch import Tensor, nn
 
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryOptions, State
-from RATE_model.memories.scan import Decay, in_chunks, scan_and_read, times
+from RATE_model.memories.scan import Decay, scan_and_read, times
 from RATE_model.memories.stack import Cell, CellState, CellStepper, Stack, StackConfig, StepSignals
-
-# Steps of a chunk, whose matrices stay in a processor's cache.
-_CHUNK = 16
+from RATE_model.system.products import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +70,12 @@ class SHMCell(Cell):
         super().__init__()
         d, m = config.d_model, config.size
         self.size = m
-        self.maps = nn.Linear(d, 4 * m + 1, bias=False)  # k, q, v, v_c, eta
+        self.maps = Linear(d, 4 * m + 1, bias=False)  # k, q, v, v_c, eta
         self.table = nn.Parameter(torch.empty(config.table, m))
         nn.init.xavier_uniform_(self.table)
         with torch.no_grad():
             self.maps.weight[3 * m : 4 * m] *= config.calibration
-        self.output = nn.Linear(m, d)
+        self.output = Linear(m, d)
 
     def initial(self, batch_size: int, device: torch.device) -> CellState:
         """Zeros."""
@@ -95,11 +93,10 @@ class SHMCell(Cell):
         written = eta * value
         if valid is not None:  # C = 1 and U = 0
             calibration, written = calibration * valid[..., None], written * valid[..., None]
-        inputs = (theta, calibration, written, key, query)
-        outputs, matrix = in_chunks(_piece, matrix, inputs, size=_CHUNK, stored_per_step=2 * matrix.numel())
+        read, matrix = scan_and_read(CALIBRATED, (theta, calibration), key, written, query, matrix)
         passed = passed + (length if valid is None else valid.sum(dim=1))
         seen = {"write gate": eta, "calibration": calibration}
-        return self.output(torch.cat(outputs, dim=1)), (matrix, passed), seen
+        return self.output(read), (matrix, passed), seen
 
     def stepper(self, state: CellState, dtype: torch.dtype) -> CellStepper:
         """See `Cell.stepper`."""
@@ -118,30 +115,23 @@ class SHMStepper(CellStepper):
         theta = self.cell.table[_drawn(passed, len(self.cell.table))]
         passed += 1
         with torch.autocast(x.device.type, enabled=False):
-            matrix.mul_(_calibrated(theta, calibration))
+            matrix.mul_(_calibrated(theta, calibration, torch.empty_like(matrix)))
             matrix.addcmul_(_shares(key)[..., None], (torch.sigmoid(eta) * value)[:, None])
             read = (_shares(query)[:, None] @ matrix).squeeze(1)
         return self.cell.output(read)
 
 
-def _piece(
-    state: Tensor, theta: Tensor, calibration: Tensor, written: Tensor, key: Tensor, query: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The values read, `(B, L, m)`, and the matrix after the last step."""
-    return scan_and_read(CALIBRATED, (theta, calibration), key, written, query, state)
-
-
-def _calibrated(theta: Tensor, calibration: Tensor) -> Tensor:
+def _calibrated(theta: Tensor, calibration: Tensor, out: Tensor) -> Tensor:
     """C, `(..., m, m)` keys by values, from theta and v_c, `(..., m)` each.
 
     1 + tanh of their outer product, as 2 sigmoid(2 x), which a CPU computes several times as fast.
     """
-    return ((2 * calibration)[..., None] * theta[..., None, :]).sigmoid_().mul_(2)
+    return torch.mul((2 * calibration)[..., None], theta[..., None, :], out=out).sigmoid_().mul_(2)
 
 
 def _of_calibrated(to_kept: Tensor, kept: Tensor, theta: Tensor, calibration: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of theta and v_c: the derivative of 2 sigmoid(2 x) is C (2 - C)."""
-    to_product = to_kept.mul_(kept).mul_(2 - kept)
+    to_product = to_kept.mul_(kept).mul_(torch.sub(2, kept, out=kept))
     return (calibration[:, :, None] @ to_product).squeeze(2), times(to_product, theta)
 
 
