@@ -18,10 +18,14 @@ from torch import Tensor, nn
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryOptions, State, a_trajectory, twice_as_wide
+from RATE_model.memories.scan import in_chunks
 from RATE_model.memories.segments import Attention, AttentionConfig, bias_of, feed_forward, merge_heads
 from RATE_model.memories.sliding import SlidingStepper, slide
 from RATE_model.memories.stack import Cell, CellState, CellStepper, Stack, StepSignals
 from RATE_model.system.products import Linear
+
+# Steps of a chunk, at least.
+_CHUNK = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +85,16 @@ class LSDTCell(Cell):
         return steps, torch.zeros(batch_size, dtype=torch.int64, device=device)
 
     def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, StepSignals]:
-        """See `Cell.forward`."""
+        """See `Cell.forward`. Steps see a window: in chunks as long as it, cost does not grow with the square of T."""
+        inputs = (x,) if valid is None else (x, valid)
+        found, state = in_chunks(self._piece, state, inputs, size=max(self.window, _CHUNK))
+        y, kernel = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+        return y, state, {"kernel": kernel}
+
+    def _piece(
+        self, state: CellState, x: Tensor, valid: Tensor | None = None
+    ) -> tuple[tuple[Tensor, Tensor], CellState]:
+        """Outputs and kernels of some steps, and the state after them."""
         far, near = self.norms[0](x).chunk(2, dim=-1)
         half = far.shape[-1]
         steps, count = state
@@ -92,8 +105,7 @@ class LSDTCell(Cell):
         weights = self.weigh(near).unflatten(-1, (self.heads, -1)).softmax(dim=-1)
         convolved = self._convolve(slid.columns[:, :, 2 * half :], weights)
         h = x + self.output(torch.cat([attended, convolved.to(attended.dtype)], dim=-1))
-        seen = {"kernel": weights.mean(dim=2)}
-        return h + self.forward_token(self.norms[1](h)), (slid.window, slid.count), seen
+        return (h + self.forward_token(self.norms[1](h)), weights.mean(dim=2)), (slid.window, slid.count)
 
     def _convolve(self, columns: Tensor, weights: Tensor) -> Tensor:
         """Values `(B, W - 1 + T, d / 2)`, zero where there is no step, with kernels `(B, T, heads, w)`."""

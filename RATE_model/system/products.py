@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# Multiplications from which on oneDNN is faster: a call of it takes some 8 microseconds more.
-_LEAST = 2**20
+# Multiplications from which on oneDNN is faster: a call of it takes 10 to 30 microseconds more.
+_LEAST = 2**21
 
 
 @cache

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from RATE_model.errors import UserError
+from RATE_model.memories import lsdt
 from RATE_model.memories.bank import BankCell, BankConfig
 from RATE_model.memories.lsdt import LSDTCell, LSDTConfig
 from RATE_model.memories.sliding import slide
@@ -28,7 +29,9 @@ def outputs(cell: Cell, x: torch.Tensor) -> np.ndarray:
     return cell(x[None], cell.initial(1, CPU), None)[0][0].numpy()
 
 
-def test_lsdt_is_a_slow_loop():
+@pytest.mark.parametrize("chunk", [1, 64], ids=["two chunks", "one chunk"])
+def test_lsdt_is_a_slow_loop(chunk, monkeypatch):
+    monkeypatch.setattr(lsdt, "_CHUNK", chunk)
     cell = LSDTCell(LSDTConfig(d_model=D, context_length=4, heads=2, inner=5, window=5, kernel=3))
     drawn(cell)
     x, bias = torch.randn(STEPS, D, dtype=torch.float64), cell.distance_bias.detach().numpy()
@@ -48,6 +51,22 @@ def test_lsdt_is_a_slow_loop():
         h = x[step].numpy() + linear(cell.output, np.concatenate([long, short]))
         expected.append(h + mlp(cell.forward_token, norm(cell.norms[1], h)))
     np.testing.assert_allclose(outputs(cell, x), np.array(expected), atol=1e-12)
+
+
+def test_chunks_of_lsdt_are_one_call_where_rows_end_early(monkeypatch):
+    cell = drawn(LSDTCell(LSDTConfig(d_model=D, context_length=4, heads=2, inner=5, window=3, kernel=2)))
+    x = torch.randn(4, STEPS, D, dtype=torch.float64, requires_grad=True)
+    lengths = torch.tensor([STEPS, 4, 3, 0])
+    valid = torch.arange(STEPS) < lengths[:, None]
+    found = []
+    for chunk in (1, 64):
+        monkeypatch.setattr(lsdt, "_CHUNK", chunk)
+        y, (window, count), _ = cell(x, cell.initial(4, CPU), valid)
+        (gradient,) = torch.autograd.grad(y[valid].square().sum() + window.sum(), x)
+        found.append((y[valid], window, count, gradient))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    assert found[0][2].tolist() == [2, 2, 2, 0]
 
 
 @pytest.mark.parametrize("steps", [1, 4])
