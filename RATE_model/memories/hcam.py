@@ -118,7 +118,8 @@ class HCAMCell(SegmentCell):
         gathering k chunks for every step, up to a few thousand kept steps.
         """
         there = torch.arange(self.chunks, device=n.device) >= self.chunks - state.filled[:, None]  # (B, C)
-        weights, _ = self.pick(n, state.summaries, there)
+        chosen, picks = self.pick(n, state.summaries, there)
+        weights = chosen.new_zeros(*n.shape[:2], self.chunks).scatter(2, picks, chosen)
         query, key, value = self.detail.by_head(n, state.details.flatten(1, 2))
         scores = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).unflatten(-1, (self.chunks, -1))
         within = softmax(scores + self.place_bias[:, None, None]) * weights[:, None, ..., None]
@@ -126,20 +127,18 @@ class HCAMCell(SegmentCell):
         return self.detail.output(mixed.transpose(1, 2).flatten(2)), weights
 
     def pick(self, n: Tensor, summaries: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-        """w of steps `(B, t, d)`, `(B, t, C)`, and the indices of the chosen chunks, `(B, t, k)`.
+        """w of the k chunks chosen by steps `(B, t, d)`, and their indices, `(B, t, k)` each.
 
         Args:
             n: the steps.
             summaries: `(B, C, d)`.
-            there: `(B, C)` bool, which chunks exist.
+            there: `(B, C)` bool, which chunks exist; what is chosen beyond them has w = 0.
         """
         relevance = self.ask(n) @ summaries.to(n.dtype).transpose(1, 2) / math.sqrt(n.shape[-1])
         relevance = relevance.to(torch.promote_types(relevance.dtype, torch.float32))
-        relevance = relevance.masked_fill(~there[:, None], float("-inf"))
-        picks = relevance.topk(self.top_k, dim=-1).indices
-        picked = torch.zeros_like(relevance, dtype=torch.bool).scatter(2, picks, True) & there[:, None]
+        chosen, picks = relevance.masked_fill(~there[:, None], float("-inf")).topk(self.top_k, dim=-1)
         # A finite number instead of -inf, so that the gradient is not NaN if there are no chunks.
-        return relevance.masked_fill(~picked, -1e9).softmax(dim=-1) * picked, picks
+        return softmax(chosen.clamp(min=-1e9)) * (chosen > float("-inf")), picks
 
     def stepper(self, state: CellState, dtype: torch.dtype) -> CellStepper:
         """See `Cell.stepper`."""
@@ -212,8 +211,7 @@ class HCAMStepper(SegmentStepper):
     def recall(self, n: Tensor) -> Tensor:
         """`HCAMCell.recall` for one step of every row, `(B, d)`, which here gathers the chosen chunks."""
         cell, (details, summaries, there, _) = self.cell, self.buffers[4:]
-        weights, picks = cell.pick(n[:, None], summaries, there)
-        weights = weights.gather(2, picks)  # (B, 1, k)
+        weights, picks = cell.pick(n[:, None], summaries, there)  # (B, 1, k) each
         batch, heads, chunks, segment, size = *details.shape[:4], details.shape[4] // 2
         first = torch.arange(batch * heads, device=n.device).view(batch, heads, 1) * chunks
         places = (first + picks).flatten()  # of picked chunks, (B heads k)
