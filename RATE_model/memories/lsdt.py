@@ -24,7 +24,7 @@ from RATE_model.memories.sliding import SlidingStepper, slide
 from RATE_model.memories.stack import Cell, CellState, CellStepper, Stack, StepSignals
 from RATE_model.system.products import Linear
 
-# Steps of a chunk, at least.
+# Steps of a chunk, at least: with a shorter window, operations would be many and small.
 _CHUNK = 64
 
 
@@ -85,7 +85,7 @@ class LSDTCell(Cell):
         return steps, torch.zeros(batch_size, dtype=torch.int64, device=device)
 
     def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, StepSignals]:
-        """See `Cell.forward`. Steps see a window: in chunks as long as it, cost does not grow with the square of T."""
+        """See `Cell.forward`. In chunks about as long as the window, cost does not grow with the square of T."""
         inputs = (x,) if valid is None else (x, valid)
         found, state = in_chunks(self._piece, state, inputs, size=max(self.window, _CHUNK))
         y, kernel = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))

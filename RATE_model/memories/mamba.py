@@ -136,7 +136,7 @@ class MambaCell(Cell):
 
 def _discretised(delta: Tensor, rate: Tensor, out: Tensor) -> Tensor:
     """exp(delta_t A), `(B, T, n, d_inner)`, from delta `(B, T, d_inner)` and rate = -A `(n, d_inner)`."""
-    return torch.mul(delta[:, :, None], rate * -_LOG2_E, out=out).exp2_()  # several times as fast as exp on AMD's CPUs
+    return torch.mul(delta[:, :, None], rate * -_LOG2_E, out=out).exp2_()  # on AMD's CPUs much faster than exp
 
 
 def _of_discretised(to_decay: Tensor, decay: Tensor, delta: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +156,7 @@ class MambaStepper(CellStepper):
 
     def __init__(self, cell: MambaCell, state: CellState, dtype: torch.dtype) -> None:
         super().__init__(cell, state, dtype)
-        self.rate = -cell.log_rate.exp()
+        self.exponent = cell.log_rate.exp() * -_LOG2_E
 
     def pack(self, state: CellState) -> list[Tensor]:
         """State, and the inputs of the filter one by one."""
@@ -174,7 +174,9 @@ class MambaStepper(CellStepper):
         delta, write, read = cell.select(v).split(cell.split, dim=-1)
         delta = F.softplus(cell.delta(delta).float())
         with torch.autocast(x.device.type, enabled=False):
-            states.mul_((delta[:, None] * self.rate).exp_()).addcmul_(write.float()[..., None], (delta * v)[:, None])
+            states.mul_((delta[:, None] * self.exponent).exp2_()).addcmul_(
+                write.float()[..., None], (delta * v)[:, None]
+            )
             y = (read.float()[:, None] @ states).squeeze(1) + cell.through * v
         self.buffers = [states, *inputs]
         return cell.output(y * F.silu(z))

@@ -20,6 +20,9 @@ StateT = TypeVar("StateT")
 # From this many numbers per step, a CPU is faster step by step, in place, than with the tree, which makes several
 # passes over memory: benchmarks/README.md.
 _WIDE = 2048
+# Numbers in the states of a chunk: 4 MiB in float32.
+_NUMBERS = {"cpu": 2**20}
+_NUMBERS_ELSEWHERE = 2**25
 
 
 def scan(decay: Tensor, x: Tensor, initial: Tensor) -> Tensor:
@@ -131,12 +134,12 @@ def _tree(decay: Tensor, x: Tensor) -> Tensor:
 
 
 class Decay(NamedTuple):
-    """Decays a, `(B, L, p, q)`, as a function of smaller tensors, its factors.
+    """Decays a, `(B, L, p, q)` for L steps, as a function of smaller tensors, its factors.
 
     Attributes:
-        of: (factors..., tensor for the decays) -> that tensor.
-        gradients: (gradient of the decays, the decays, factors...) -> gradients of the factors; may overwrite the first
-            two.
+        of: (factors..., tensor to write the decays into) -> that tensor.
+        gradients: (gradient of the decays, the decays, factors...) -> gradients of the factors. It may overwrite the
+            first two, which change afterwards, so what it returns must not share their memory.
     """
 
     of: Callable[..., Tensor]
@@ -152,12 +155,12 @@ def scan_and_read(
     initial: Tensor,
     *,
     shared: Sequence[Tensor] = (),
-    size: int = 16,
 ) -> tuple[Tensor, Tensor]:
     """The product q_t s_t of every state of s_t = a_t * s_{t-1} + k_t v_t^T. Differentiable once.
 
-    Equals `scan` of products k v^T and a product with q. But decays and states exist for one chunk of steps at a time,
-    in a processor's cache, and are found once more for the gradient. Storing all of them would take longer.
+    Equals `scan` of products k v^T and a product with q. But decays and states exist for a chunk of steps at a time,
+    which stays in a processor's cache, and are found once more for the gradient: to store all of them, and to read them
+    again, takes longer.
 
     Args:
         rule, factors: what a, `(B, T, p, q)`, is made of; factors are `(B, T, ...)` each.
@@ -165,72 +168,106 @@ def scan_and_read(
         value: `(B, T, q)`.
         initial: s_0, `(B, p, q)`.
         shared: the rule's last factors, the same at all steps.
-        size: steps of a chunk.
 
     Returns:
         `(B, T, q)`, and s_T `(B, p, q)`, in dtypes as of `scan`.
     """
-    stepwise = key, value, query, *factors
-    dtype = _widest(*stepwise, initial, *shared)
-    of_all = [tensor.to(dtype) for tensor in shared]
-    initial = initial.to(dtype)
-    scratch = initial.new_empty(3, len(initial), min(size, key.shape[1]), *initial.shape[1:])
-
-    def piece(state: Tensor, *steps: Tensor) -> tuple[Tensor, Tensor]:
-        return _ScanAndRead.apply(rule, scratch, state, *steps, *of_all)
-
+    tensors = initial, *shared, key, value, query, *factors
+    dtype = _widest(*tensors)
     with torch.autocast(key.device.type, enabled=False):
-        read, state = in_chunks(piece, initial, [tensor.to(dtype) for tensor in stepwise], size=size)
-    return torch.cat(read, dim=1), state
+        return _ScanAndRead.apply(rule, len(shared), *(tensor.to(dtype) for tensor in tensors))
 
 
 class _ScanAndRead(torch.autograd.Function):
-    """One chunk. Each gradient is the product of the one that reaches a state and the factors that made or read it.
+    """Each gradient is the product of the one that reaches a state and the factors that made or read it.
 
-    All chunks use the same scratch, three tensors of decays' shape: a new one would have to come into the cache first.
+    Its tensors are the initial state, shared factors, and of every step key, value, query and factors.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        rule: Decay,
-        scratch: Tensor,
-        initial: Tensor,
-        key: Tensor,
-        value: Tensor,
-        query: Tensor,
-        *factors: Tensor,
-    ) -> Any:
-        ctx.rule, ctx.scratch = rule, scratch[:, :, : key.shape[1]]
-        ctx.save_for_backward(initial, key, value, query, *factors)
-        _, states = _decays_and_states(rule, ctx.scratch, initial, key, value, factors)
-        return (query[:, :, None] @ states).squeeze(2), states[:, -1].clone()
+    def forward(ctx: Any, rule: Decay, num_shared: int, *tensors: Tensor) -> Any:
+        state, shared, stepwise = tensors[0], tensors[1 : 1 + num_shared], tensors[1 + num_shared :]
+        size = _steps_of_a_chunk(state, stepwise[0].shape[1])
+        scratch, read, between = _scratch(2, state, size), [], []
+        for steps in _chunks(stepwise, size):
+            between.append(state)
+            _, states = _decays_and_states(rule, state, shared, steps, scratch)
+            read.append((steps[2][:, :, None] @ states).squeeze(2))
+            state = states[:, -1].clone()
+        ctx.rule, ctx.size, ctx.ends = rule, size, (num_shared, num_shared + len(stepwise))
+        ctx.save_for_backward(*shared, *stepwise, *between)
+        return torch.cat(read, dim=1), state
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_read: Tensor, of_last: Tensor) -> tuple[Tensor | None, ...]:
-        initial, key, value, query, *factors = ctx.saved_tensors
-        with torch.autocast(key.device.type, enabled=False):
-            decay, states = _decays_and_states(ctx.rule, ctx.scratch, initial, key, value, factors)
-            gradient = torch.mul(query[..., None], of_read[:, :, None], out=ctx.scratch[2])
-            gradient[:, -1] += of_last
-            reaching = _states(decay, gradient, gradient[:, -1:], backwards=True, in_place=True)
-            to_query, to_key = times(states, of_read), times(reaching, value)
-            to_value = (key[:, :, None] @ reaching).squeeze(2)
-            to_initial = decay[:, 0] * reaching[:, 0]
-            to_decay = reaching
-            to_decay[:, :1].mul_(initial[:, None])
-            to_decay[:, 1:].mul_(states[:, :-1])
-            return None, None, to_initial, to_key, to_value, to_query, *ctx.rule.gradients(to_decay, decay, *factors)
+        first, second = ctx.ends
+        shared, stepwise, between = (
+            ctx.saved_tensors[:first],
+            ctx.saved_tensors[first:second],
+            ctx.saved_tensors[second:],
+        )
+        scratch, found = _scratch(3, of_last, ctx.size), []
+        of_shared = [torch.zeros_like(factor) for factor in shared]
+        chunks = list(zip(between, _chunks(stepwise, ctx.size), of_read.split(ctx.size, dim=1), strict=True))
+        with torch.autocast(of_read.device.type, enabled=False):
+            for before, steps, upper in reversed(chunks):
+                of_steps, of_last = _through_chunk(ctx.rule, before, shared, steps, upper, of_last, scratch)
+                found.append(of_steps[: len(steps)])
+                for total, part in zip(of_shared, of_steps[len(steps) :], strict=True):
+                    total += part
+        of_stepwise = (torch.cat(parts[::-1], dim=1) for parts in zip(*found, strict=True))
+        return None, None, of_last, *of_shared, *of_stepwise
+
+
+def _steps_of_a_chunk(state: Tensor, length: int) -> int:
+    """As many as fit into a CPU's cache; elsewhere, larger tensors are faster."""
+    return min(length, max(2, _NUMBERS.get(state.device.type, _NUMBERS_ELSEWHERE) // max(1, state.numel())))
+
+
+def _chunks(stepwise: Sequence[Tensor], size: int) -> list[tuple[Tensor, ...]]:
+    return list(zip(*(tensor.split(size, dim=1) for tensor in stepwise), strict=True))
+
+
+def _scratch(count: int, state: Tensor, size: int) -> Tensor:
+    """Tensors that chunk after chunk uses: new ones would have to come into the cache first."""
+    return state.new_empty(count, len(state), size, *state.shape[1:])
 
 
 def _decays_and_states(
-    rule: Decay, scratch: Tensor, initial: Tensor, key: Tensor, value: Tensor, factors: Sequence[Tensor]
+    rule: Decay, before: Tensor, shared: Sequence[Tensor], steps: Sequence[Tensor], scratch: Tensor
 ) -> tuple[Tensor, Tensor]:
-    decay = rule.of(*factors, scratch[0])
-    x = torch.mul(key[..., None], value[:, :, None], out=scratch[1])
-    x[:, 0].addcmul_(decay[:, 0], initial)
+    """Of a chunk, in the scratch."""
+    key, value, _, *factors = steps
+    decay, x = scratch[:2, :, : key.shape[1]]
+    rule.of(*factors, *shared, decay)
+    torch.mul(key[..., None], value[:, :, None], out=x)
+    x[:, 0].addcmul_(decay[:, 0], before)
     return decay, _states(decay, x, x[:, :1], in_place=True)
+
+
+def _through_chunk(
+    rule: Decay,
+    before: Tensor,
+    shared: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    of_read: Tensor,
+    of_last: Tensor,
+    scratch: Tensor,
+) -> tuple[list[Tensor], Tensor]:
+    """Gradients of a chunk's steps and of shared factors; and of the state before it."""
+    key, value, query, *factors = steps
+    decay, states = _decays_and_states(rule, before, shared, steps, scratch)
+    gradient = torch.mul(query[..., None], of_read[:, :, None], out=scratch[2, :, : key.shape[1]])
+    gradient[:, -1] += of_last
+    reaching = _states(decay, gradient, gradient[:, -1:], backwards=True, in_place=True)
+    of_query, of_key = times(states, of_read), times(reaching, value)
+    of_value = (key[:, :, None] @ reaching).squeeze(2)
+    of_before = decay[:, 0] * reaching[:, 0]
+    of_decay = reaching
+    of_decay[:, 0].mul_(before)
+    of_decay[:, 1:].mul_(states[:, :-1])
+    return [of_key, of_value, of_query, *rule.gradients(of_decay, decay, *factors, *shared)], of_before
 
 
 def times(matrix: Tensor, vector: Tensor) -> Tensor:

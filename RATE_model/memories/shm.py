@@ -115,13 +115,13 @@ class SHMStepper(CellStepper):
         theta = self.cell.table[_drawn(passed, len(self.cell.table))]
         passed += 1
         with torch.autocast(x.device.type, enabled=False):
-            matrix.mul_(_calibrated(theta, calibration, torch.empty_like(matrix)))
+            matrix.mul_(_calibrated(theta, calibration))
             matrix.addcmul_(_shares(key)[..., None], (torch.sigmoid(eta) * value)[:, None])
             read = (_shares(query)[:, None] @ matrix).squeeze(1)
         return self.cell.output(read)
 
 
-def _calibrated(theta: Tensor, calibration: Tensor, out: Tensor) -> Tensor:
+def _calibrated(theta: Tensor, calibration: Tensor, out: Tensor | None = None) -> Tensor:
     """C, `(..., m, m)` keys by values, from theta and v_c, `(..., m)` each.
 
     1 + tanh of their outer product, as 2 sigmoid(2 x), which a CPU computes several times as fast.

@@ -68,19 +68,24 @@ def test_bfloat16_is_added_up_in_float32(way):
 GIVEN = Decay(of=lambda factor, out: out.copy_(factor), gradients=lambda to_decay, decay, factor: (to_decay.clone(),))
 
 
+@pytest.fixture
+def pairs(monkeypatch) -> None:
+    """Chunks of two steps."""
+    monkeypatch.setattr(module, "_NUMBERS", {"cpu": 1})
+
+
 @pytest.mark.parametrize(
     ("rule", "sizes", "num_shared"),
     [(CALIBRATED, ((2, 3, 5), (2, 3, 4)), 0), (DISCRETISED, ((2, 3, 5), (4, 5)), 1)],
     ids=["SHM", "Mamba"],
 )
-@pytest.mark.parametrize("size", [2, 3])
-def test_gradients_of_reading_are_right_with_the_decays_of_memories(way, rule, sizes, num_shared, size):
+def test_gradients_of_reading_are_right_with_the_decays_of_memories(way, pairs, rule, sizes, num_shared):
     shapes = (*sizes, (2, 3, 4), (2, 3, 5), (2, 3, 4), (2, 4, 5))
     tensors = [numbers(*shape, dtype=torch.float64, seed=seed).requires_grad_() for seed, shape in enumerate(shapes)]
 
     def read(one: Tensor, other: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
         factors, shared = ((one,), (other,)) if num_shared else ((one, other), ())
-        return scan_and_read(rule, factors, *others, shared=shared, size=size)
+        return scan_and_read(rule, factors, *others, shared=shared)
 
     assert torch.autograd.gradcheck(read, tensors)
 
@@ -93,21 +98,50 @@ def test_decays_of_memories_are_as_written():
     torch.testing.assert_close(DISCRETISED.of(theta, rate[0], torch.empty_like(expected)), expected)
 
 
-@pytest.mark.parametrize("length", [1, 2, 7])
-@pytest.mark.parametrize("size", [3, 16])
-def test_reading_with_the_scan_is_reading_after_it(way, length, size):
+def matrices(length: int) -> list[Tensor]:
+    """Decays, keys, values, queries and an initial state, in 3 rows."""
     shapes = (3, length, 4, 5), (3, length, 4), (3, length, 5), (3, length, 4), (3, 4, 5)
-    arguments = [numbers(*shape, dtype=torch.float64, seed=seed).requires_grad_() for seed, shape in enumerate(shapes)]
-    decay, key, value, query, initial = arguments
+    return [numbers(*shape, dtype=torch.float64, seed=seed).requires_grad_() for seed, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("length", [1, 2, 7])
+@pytest.mark.parametrize("numbers_of_a_chunk", [1, 3 * 60, 2**20])
+def test_reading_with_the_scan_is_reading_after_it(way, length, numbers_of_a_chunk, monkeypatch):
+    monkeypatch.setattr(module, "_NUMBERS", {"cpu": numbers_of_a_chunk})
+    arguments = decay, key, value, query, initial = matrices(length)
     states = scan(decay, key[..., None] * value[:, :, None], initial)
     expected = torch.einsum("btp,btpq->btq", query, states), states[:, -1]
-    found = scan_and_read(GIVEN, (decay,), key, value, query, initial, size=size)
+    found = scan_and_read(GIVEN, (decay,), key, value, query, initial)
     weights = numbers(3, length, 5, dtype=torch.float64, seed=8), numbers(3, 4, 5, dtype=torch.float64, seed=9)
     gradients = []
     for read, last in (found, expected):
-        gradients.append(torch.autograd.grad((read * weights[0]).sum() + (last * weights[1]).sum(), arguments))
+        loss = (read * weights[0]).sum() + (last * weights[1]).sum()
+        gradients.append(torch.autograd.grad(loss, arguments, retain_graph=True))
+        for one, again in zip(gradients[-1], torch.autograd.grad(loss, arguments), strict=True):
+            assert one.equal(again)
     for one, other in zip((*found, *gradients[0]), (*expected, *gradients[1]), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_reading_goes_on_from_a_state(pairs):
+    decay, key, value, query, initial = arguments = matrices(7)
+    whole, _ = scan_and_read(GIVEN, (decay,), key, value, query, initial)
+    parts, state = [], initial
+    for steps in (slice(3), slice(3, 7)):
+        read, state = scan_and_read(GIVEN, (decay[:, steps],), key[:, steps], value[:, steps], query[:, steps], state)
+        parts.append(read)
+    joined = torch.cat(parts, dim=1)
+    torch.testing.assert_close(joined, whole)
+    ours, theirs = (torch.autograd.grad(each.square().sum(), arguments) for each in (joined, whole))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_states_of_a_chunk_fit_into_a_cache():
+    sizes = [module._steps_of_a_chunk(torch.empty(batch, 16, 128), 512) for batch in (1, 32, 64, 256, 2000)]
+    assert sizes == [512, 16, 8, 2, 2]
+    assert module._steps_of_a_chunk(torch.empty(0, 16, 128), 7) == 7
+    assert module._steps_of_a_chunk(torch.empty(256, 16, 128, device="meta"), 512) == 64
 
 
 def test_chunks_are_the_whole():

@@ -78,8 +78,20 @@ def test_a_layer_is_torchs_with_these_products(calls):
     layer, theirs = products.Linear(64, 96), torch.nn.Linear(64, 96)
     theirs.load_state_dict(layer.state_dict())
     x = torch.randn(32, 8, 64)
-    torch.testing.assert_close(layer(x), theirs(x), rtol=1e-5, atol=1e-5)
+    ours, expected = layer(x).relu_(), theirs(x).relu_()  # changed in place, as a view made by a Function cannot be
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
     assert len(calls) == 1
+    ours.square().sum().backward()
+    expected.square().sum().backward()
+    for one, other in zip(layer.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-3)
+
+
+def test_a_vector_is_left_to_torch(calls):
+    x, weight = torch.randn(2048, requires_grad=True), torch.randn(1024, 2048)
+    assert products.linear(x, weight).equal(F.linear(x, weight))
+    products.linear(x, weight).sum().backward()
+    assert not calls
 
 
 @pytest.mark.parametrize("wider", ["inputs", "outputs"])
