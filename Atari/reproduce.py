@@ -34,10 +34,14 @@ from RATE_model.errors import UserError
 
 FAST = "Atari/config_fast.yaml"
 TRANSITIONS = {"Breakout": 150_000, "Pong": 30_000}  # of our own data
-SHORTER = {"Pong": ("--epoch_batches", "800")}  # it has less data
+SHORTER = {"Pong": ("--epoch_batches", "800", "--epochs", "2")}  # it has less data
 EPISODES = 20  # of an evaluation
 EXPERT_EPISODES = 3
-MODELS = {"RATE": ("--model_mode", "RATE"), "DT": ("--model_mode", "DT", "--slide", "5")}
+# RATE sees as far back at the start of a segment as DT, and passes memory on more often; its batches have as many steps.
+MODELS = {
+    "RATE": ("--model_mode", "RATE", "--mem_len", "36", "--segments", "6", "--batch_size", "16"),
+    "DT": ("--model_mode", "DT", "--slide", "5"),
+}
 RANDOM, EXPERT, DATA = "random player", "expert, without noise", "data"
 
 
