@@ -37,7 +37,7 @@ TRANSITIONS = {"Breakout": 150_000, "Pong": 30_000}  # of our own data
 SHORTER = {"Pong": ("--epoch_batches", "800", "--epochs", "2")}  # it has less data
 EPISODES = 20  # of an evaluation
 EXPERT_EPISODES = 3
-# RATE sees as far back at the start of a segment as DT, and passes memory on more often; its batches have as many steps.
+# With a cache, RATE sees as far back as DT's window. Its trajectories are twice as long, its batches are not.
 MODELS = {
     "RATE": ("--model_mode", "RATE", "--mem_len", "36", "--segments", "6", "--batch_size", "16"),
     "DT": ("--model_mode", "DT", "--slide", "5"),
