@@ -33,7 +33,7 @@ from RATE_model.cli.returns_page import Part, ReturnsPage, of_returns
 from RATE_model.errors import UserError
 
 FAST = "Atari/config_fast.yaml"
-TRANSITIONS = {"Breakout": 150_000, "Pong": 30_000}  # of our own data
+TRANSITIONS = {"Breakout": 150_000, "Pong": 60_000}  # of our own data
 SHORTER = {"Pong": ("--epoch_batches", "800", "--epochs", "2")}  # it has less data
 EPISODES = 20  # of an evaluation
 EXPERT_EPISODES = 3
