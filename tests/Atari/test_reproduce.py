@@ -62,7 +62,7 @@ def test_tables_have_runs_and_baselines(tmp_path, monkeypatch, capsys):
     assert "at commit cccccccccccc on 2026-01-02" in page and "Breakout, asked for 180 points" in page
     assert "| Pong, DT | 2 | 600 | 9 | 0.700 | 62.0 | 1.0 | 7 |" in page
     assert page.count("    python3 Atari/train_rate_atari.py") == 4
-    assert page.count("    python3 Atari/generate_dataset.py --game") == 2 and "--game Pong --transitions 30000" in page
+    assert page.count("    python3 Atari/generate_dataset.py --game") == 2 and "--game Pong --transitions 60000" in page
     document = json.loads((tmp_path / "results" / "atari.json").read_text())
     assert document["Breakout, RATE"]["return"] == [31.0, 32.0] and document["Breakout, RATE"]["seeds"] == [1, 2]
     assert "| DT |" in capsys.readouterr().out
