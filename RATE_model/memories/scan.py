@@ -225,10 +225,6 @@ def _steps_of_a_chunk(state: Tensor, length: int) -> int:
     return min(length, max(2, _NUMBERS.get(state.device.type, _NUMBERS_ELSEWHERE) // max(1, state.numel())))
 
 
-def _chunks(stepwise: Sequence[Tensor], size: int) -> list[tuple[Tensor, ...]]:
-    return list(zip(*(tensor.split(size, dim=1) for tensor in stepwise), strict=True))
-
-
 def _scratch(count: int, state: Tensor, size: int) -> Tensor:
     """Tensors that chunk after chunk uses: new ones would have to come into the cache first."""
     return state.new_empty(count, len(state), size, *state.shape[1:])
@@ -295,7 +291,11 @@ def in_chunks(
         The outputs of `piece`, chunk by chunk, and the state after the last step.
     """
     found = []
-    for chunk in zip(*(tensor.split(size, dim=1) for tensor in inputs), strict=True):
+    for chunk in _chunks(inputs, size):
         wanted, state = piece(state, *chunk)
         found.append(wanted)
     return found, state
+
+
+def _chunks(stepwise: Sequence[Tensor], size: int) -> list[tuple[Tensor, ...]]:
+    return list(zip(*(tensor.split(size, dim=1) for tensor in stepwise), strict=True))

@@ -144,9 +144,9 @@ def test_states_of_a_chunk_fit_into_a_cache():
     assert module._steps_of_a_chunk(torch.empty(256, 16, 128, device="meta"), 512) == 64
 
 
-def test_chunks_are_the_whole():
-    x = numbers(2, 11, 3, dtype=torch.float64, seed=0)
-    decay = torch.rand(2, 11, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+def test_chunks_are_the_whole_with_its_gradients():
+    x = numbers(2, 11, 3, dtype=torch.float64, seed=0).requires_grad_()
+    decay = torch.rand(2, 11, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
     lengths = []
 
     def piece(state: Tensor, *chunk: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,6 +158,11 @@ def test_chunks_are_the_whole():
     states = loop(decay, x, torch.zeros(2, 3, dtype=torch.float64))
     torch.testing.assert_close(torch.cat(found, dim=1), states.square())
     torch.testing.assert_close(last, states[:, -1])
+    ours, theirs = (
+        torch.autograd.grad(squares.sum(), (decay, x)) for squares in (torch.cat(found, dim=1), states.square())
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
     assert lengths == [4, 4, 3]
 
 
