@@ -73,6 +73,22 @@ def test_seeds_on_the_page_are_not_trained_again(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "multi_cue.json").read_text())["LSTM, width 16: 2 bits"]["seeds"] == [1, 2, 3]
 
 
+def test_pages_of_several_machines_are_joined(tmp_path, capsys):
+    """For a seed in both, the page's own figures count."""
+    here, there, label = tmp_path / "here", tmp_path / "there", label_of("RATE, 5 tokens", 8)
+    command = {"command": study(8).key("RATE, 5 tokens")}
+    own = entry([1.0], [8.0]) | {"seeds": [2], "train_seconds": [1.0], "optimizer_steps": [1]} | command
+    write({label: own}, Options(results_dir=here))
+    write({label: entry([0.5] * 3, [0.0] * 3) | command}, Options(results_dir=there))
+    other = there / "multi_cue.json"
+    assert capacity.main(["--results_dir", str(here), "--join", str(other)]) == 0
+    assert json.loads((here / "multi_cue.json").read_text())[label]["bits"] == [0.0, 8.0, 0.0]
+    other.write_text(other.read_text().replace("0.5", "1.5"))
+    with pytest.raises(SystemExit, match="^2$"):
+        capacity.main(["--results_dir", str(here), "--join", str(other)])
+    assert "'recalled' is [1.5, 1.5, 1.5]; rates are from 0 to 1" in capsys.readouterr().err
+
+
 def test_unknown_models_are_refused(capsys):
     for flags, words in ((["--models", "LSTM"], "--models LSTM: must be one of"), (["--bits", "17"], "--bits 17")):
         with pytest.raises(SystemExit, match="^2$"):

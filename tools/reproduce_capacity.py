@@ -7,7 +7,9 @@ T-Maze's task multi-cue: n hints, one per step, then n junctions that ask for th
 is trained for every n, with the same data and the same limit on batches. The command can be repeated at any time. Seeds
 whose figures are in results/multi_cue.json are done, even if their runs are gone, as long as the command that trains
 them is the same; finished runs are kept and interrupted ones continued. The page is written after every model and n.
-Failed runs are reported and left out.
+Failed runs are reported and left out. Several machines can share the work, each with a `--results_dir` of its own:
+
+    python3 tools/reproduce_capacity.py --join MACHINE_1/multi_cue.json MACHINE_2/multi_cue.json
 """
 
 import sys
@@ -27,9 +29,11 @@ from RATE_model.cli.reproduce import (
     Study,
     StudyOptions,
     cell,
+    check_figures,
     check_models,
     entry_of,
     final_results,
+    join_pages,
     merged,
     missing_seeds,
     origin,
@@ -77,6 +81,9 @@ class Options(StudyOptions):
     models: tuple[str, ...] = ()
     # Measure seeds again whose figures are on the page
     again: Boolean = False
+    # Only add the figures in these files, multi_cue.json of other machines, and train nothing; for seeds in several,
+    # the page's count, then those of the first file
+    join: tuple[Path, ...] = ()
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range or an unknown model."""
@@ -109,6 +116,22 @@ def label_of(model: str, bits: int) -> str:
     return f"{model}: {bits} bits"
 
 
+def keys() -> dict[str, str]:
+    """The labels of all possible entries in the order of the page, and the commands that make them."""
+    return {label_of(model, bits): study(bits).key(model) for model in MODELS for bits in range(1, MOST_BITS + 1)}
+
+
+def check_entry(label: str, entry: Any, place: str) -> None:
+    """Raise a UserError unless an entry has the figures of each of its seeds."""
+    check_figures(
+        entry,
+        place,
+        of_seeds=("bits", "train_seconds", "optimizer_steps"),
+        rates={"recalled": ()},
+        alone=("parameters", "state_numbers"),
+    )
+
+
 def write(document: dict[str, dict], options: Options) -> None:
     """results/multi_cue.json, its picture, and the generated part of .md."""
     measured = sorted({int(label.rpartition(": ")[2].split()[0]) for label in document})
@@ -139,7 +162,9 @@ def run(options: Options) -> int:
     """Train missing runs, collect all figures, write the results; 1 if a run failed."""
     path, failed = options.results_dir / f"{PAGE}.json", False
     document = read_page(path) if path.exists() else {}
-    order = [label_of(model, bits) for model in MODELS for bits in range(1, MOST_BITS + 1)]
+    if options.join:
+        write(join_pages(document, options.join, keys(), check_entry), options)
+        return 0
     for bits in options.bits:
         for model in options.models or MODELS:
             label = label_of(model, bits)
@@ -153,7 +178,7 @@ def run(options: Options) -> int:
                 print(f"left out: {error}", file=sys.stderr, flush=True)
                 failed = True
                 continue
-            document = merged(document, {label: with_seeds(old, collect(runs, model, bits))}, order)
+            document = merged(document, {label: with_seeds(old, collect(runs, model, bits))}, list(keys()))
             print(f"{label}: {np.mean(document[label]['bits']):.2f} bits", flush=True)
             write(document, options)
     if document:  # also if nothing was left to train

@@ -16,11 +16,10 @@ join what they found:
 """
 
 import itertools
-import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +41,11 @@ from RATE_model.cli.reproduce import (
     Study,
     StudyOptions,
     cell,
+    check_figures,
     check_models,
     entry_of,
     final_results,
+    join_pages,
     merged,
     missing_seeds,
     origin,
@@ -378,7 +379,7 @@ def run(options: Options) -> int:
     path = options.results_dir / f"{PAGE}.json"
     document = read_page(path) if path.exists() else {}
     if options.join:
-        write(join(document, options.join), options)
+        write(join_pages(document, options.join, _keys(), _check), options)
         return 0
     if not options.environments:
         raise UserError(f"--environments is empty; give some of {', '.join(SECTIONS)}")
@@ -417,50 +418,21 @@ def run(options: Options) -> int:
     return 1 if failed else 0
 
 
-def join(document: dict[str, Any], files: Sequence[Path]) -> dict[str, Any]:
-    """Add the seeds in other documents; entries that other commands made are replaced.
-
-    Raises:
-        UserError: a file cannot be read, or has an entry of another command.
-    """
-    keys, titles = _keys(), {section.title: section for section in SECTIONS.values()}
-    for file in files:
-        found = read_page(file, flag="--join")
-        if not found:
-            raise UserError(f"--join {file}: has no figures; give another file")
-        for name in found:
-            if name not in keys or not (entry := entry_of(found, name, keys[name])):
-                raise UserError(f"--join {file}: '{name}' was made by another command than today's; remove it")
-            check_entry(titles[name.partition(": ")[0]], entry, f"--join {file}: '{name}'")
-            ours = entry_of(document, name, keys[name])
-            document = merged(document, {name: with_seeds(entry, ours)}, list(keys))
-    return document
-
-
 def check_entry(section: Section, entry: Any, place: str) -> None:
     """Raise a UserError unless an entry has success and costs of each of its seeds, and rates are from 0 to 1."""
-    by_seed = ("seeds", "train_seconds", "optimizer_steps", "solved")
-    alone = ("d_model", "parameters", "memory_parameters", "state_numbers", "acting_ms")
-    entry = entry if isinstance(entry, Mapping) else {}
-    if missing := [name for name in ("success_rate", *by_seed, *alone, "commit", "date") if name not in entry]:
-        raise UserError(f"{place} has no '{missing[0]}'; copy the file again, or remove this entry")
-    cases = entry["success_rate"] if isinstance(entry["success_rate"], Mapping) else {}
-    rates = {f"success_rate {case}": cases.get(str(case), []) for case in section.cases}
-    for name, values in ({name: entry[name] for name in by_seed} | rates).items():
-        if not isinstance(values, list) or not all(map(_is_number, values)):
-            raise UserError(f"{place}: '{name}' is {values!r}; must be a list of numbers")
-        if len(values) != len(entry["seeds"]):
-            raise UserError(f"{place} has {len(entry['seeds'])} seeds, but {len(values)} values of '{name}'")
-        if name in rates and not all(0 <= value <= 1 for value in values):
-            raise UserError(f"{place}: '{name}' is {values}; rates are from 0 to 1")
-    if wrong := [name for name in alone if not _is_number(entry[name])]:
-        raise UserError(f"{place}: '{wrong[0]}' is {entry[wrong[0]]!r}; must be a number")
-    if not isinstance(entry["commit"], list) or not isinstance(entry["date"], str):
-        raise UserError(f"{place}: 'commit' must be a list and 'date' a text")
+    check_figures(
+        entry,
+        place,
+        of_seeds=("train_seconds", "optimizer_steps", "solved"),
+        rates={"success_rate": section.cases},
+        alone=("d_model", "parameters", "memory_parameters", "state_numbers", "acting_ms"),
+    )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _check(name: str, entry: Any, place: str) -> None:
+    """`check_entry`, by the label of an entry in memories.json."""
+    title = name.partition(": ")[0]
+    check_entry(next(section for section in SECTIONS.values() if section.title == title), entry, place)
 
 
 def _name(section: Section, label: str) -> str:

@@ -6,6 +6,7 @@ Finished runs are kept and interrupted ones continued, so the command of a table
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -437,6 +438,82 @@ def with_seeds(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]
         "commit": sorted({commit for entry in entries for commit in entry["commit"]}),
         "date": max(entry["date"] for entry in entries),
     }
+
+
+def join_pages(
+    document: Mapping[str, Any],
+    files: Sequence[Path],
+    keys: Mapping[str, str],
+    check_entry: Callable[[str, Any, str], None],
+) -> dict[str, Any]:
+    """Add the seeds in the JSON files of other machines' pages to a document.
+
+    For seeds in several, the document's figures count, then those of the first file. Entries of the document that other
+    commands made are replaced.
+
+    Args:
+        document: entries by label.
+        files: `--join`.
+        keys: the labels of all entries in the order of the page, and the commands that make them; see `Study.key`.
+        check_entry: raises a UserError for an entry without all that the page needs, from its label, itself and the
+            beginning of a message; see `check_figures`.
+
+    Raises:
+        UserError: a file cannot be read, or has an entry of another command.
+    """
+    joined = dict(document)
+    for file in files:
+        found = read_page(file, flag="--join")
+        if not found:
+            raise UserError(f"--join {file}: has no figures; give another file")
+        for name in found:
+            place = f"--join {file}: '{name}'"
+            if name not in keys or not (entry := entry_of(found, name, keys[name])):
+                raise UserError(f"{place} was made by another command than today's; remove it")
+            check_entry(name, entry, place)
+            joined = merged(joined, {name: with_seeds(entry, entry_of(joined, name, keys[name]))}, list(keys))
+    return joined
+
+
+def check_figures(
+    entry: Any,
+    place: str,
+    *,
+    of_seeds: Sequence[str],
+    rates: Mapping[str, Sequence[Case]],
+    alone: Sequence[str],
+) -> None:
+    """Raise a UserError unless an entry has its figures and its origin.
+
+    Args:
+        entry: the entry.
+        place: the beginning of a message.
+        of_seeds: lists of one number per seed, besides the seeds themselves.
+        rates: such lists of numbers from 0 to 1, by case; without cases a single list.
+        alone: numbers.
+    """
+    entry, lists = entry if isinstance(entry, Mapping) else {}, ("seeds", *of_seeds)
+    if missing := [name for name in (*rates, *lists, *alone, "commit", "date") if name not in entry]:
+        raise UserError(f"{place} has no '{missing[0]}'; copy the file again, or remove this entry")
+    found = {name: entry[name] for name in lists}
+    for name, cases in rates.items():
+        by_case = entry[name] if isinstance(entry[name], Mapping) else {}
+        found |= {f"{name} {case}": by_case.get(str(case), []) for case in cases} or {name: entry[name]}
+    for name, values in found.items():
+        if not isinstance(values, list) or not all(map(_is_number, values)):
+            raise UserError(f"{place}: '{name}' is {values!r}; must be a list of numbers")
+        if len(values) != len(entry["seeds"]):
+            raise UserError(f"{place} has {len(entry['seeds'])} seeds, but {len(values)} values of '{name}'")
+        if name not in lists and not all(0 <= value <= 1 for value in values):
+            raise UserError(f"{place}: '{name}' is {values}; rates are from 0 to 1")
+    if wrong := [name for name in alone if not _is_number(entry[name])]:
+        raise UserError(f"{place}: '{wrong[0]}' is {entry[wrong[0]]!r}; must be a number")
+    if not isinstance(entry["commit"], list) or not isinstance(entry["date"], str):
+        raise UserError(f"{place}: 'commit' must be a list and 'date' a text")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def by_model(study: Study, labels: Iterable[str]) -> list[str]:
