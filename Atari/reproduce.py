@@ -28,20 +28,17 @@ from Atari.generate_dataset import DATA as OWN_DATA
 from Atari.generate_dataset import GenerateOptions
 from RATE_model.acting.players import play_episode
 from RATE_model.cli.options import exit_on_user_error
-from RATE_model.cli.reproduce import Study, cell
+from RATE_model.cli.reproduce import Study, cell, of_modes
 from RATE_model.cli.returns_page import Part, ReturnsPage, of_returns
 from RATE_model.errors import UserError
 
 FAST = "Atari/config_fast.yaml"
 TRANSITIONS = {"Breakout": 150_000, "Pong": 60_000}  # of our own data
-SHORTER = {"Pong": ("--epoch_batches", "800", "--epochs", "2")}  # it has less data
+SHORTER = {"Pong": "--epoch_batches 800 --epochs 2"}  # it has less data
 EPISODES = 20  # of an evaluation
 EXPERT_EPISODES = 3
 # With a cache, RATE sees as far back as DT's window. Its trajectories are twice as long, its batches are not.
-MODELS = {
-    "RATE": ("--model_mode", "RATE", "--mem_len", "36", "--segments", "6", "--batch_size", "16"),
-    "DT": ("--model_mode", "DT", "--slide", "5"),
-}
+MODELS = of_modes(("RATE", "DT"), {"RATE": "--mem_len 36 --segments 6 --batch_size 16", "DT": "--slide 5"})
 RANDOM, EXPERT, DATA = "random player", "expert, without noise", "data"
 
 
@@ -52,16 +49,11 @@ def data_command(game: Game) -> str:
 
 def study(game: Game) -> Study:
     """The runs of one game."""
-    return Study.of(
-        ENVIRONMENT,
-        (
-            *("--config", FAST, "--game", game.name, "--transitions", str(TRANSITIONS[game.name])),
-            *("--eval_episodes", str(EPISODES), "--online_inference", "false"),
-            *SHORTER.get(game.name, ()),
-        ),
-        MODELS,
-        prefix=f"reproduce_{game.name.lower()}",
+    settings = (
+        f"--config {FAST} --game {game.name} --transitions {TRANSITIONS[game.name]} --eval_episodes {EPISODES} "
+        f"--online_inference false {SHORTER.get(game.name, '')}"
     )
+    return Study.of(ENVIRONMENT, settings.split(), MODELS, prefix=f"reproduce_{game.name.lower()}")
 
 
 def expert_returns(game: Game) -> np.ndarray:

@@ -98,21 +98,6 @@ class GenerateOptions(Ranged):
         """The file to make."""
         return data_directory(self.data_path) / generated_name(Task(self.robot, self.dataset, 0.0))
 
-    @property
-    def file_steps(self) -> int:
-        """Steps in the file."""
-        return self.steps or STEPS.get(self.dataset) or REPLAY_STEPS[self.env]
-
-    @property
-    def goal(self) -> float:
-        """Mean return of a medium policy."""
-        return self.robot.medium_return if self.medium_return is None else self.medium_return
-
-    @property
-    def budget(self) -> int:
-        """Maximum training steps."""
-        return self.train_steps or TRAIN_STEPS[self.dataset]
-
 
 def generate(options: GenerateOptions) -> Path:
     """Train missing policies and make the file; returns its path.
@@ -128,14 +113,14 @@ def generate(options: GenerateOptions) -> Path:
                 training_of(robot, options.seed, options.round_steps),
                 data_directory(options.data_path) / "policies",
                 options.dataset,
-                options.goal,
-                options.budget,
-                options.file_steps,
-                options.seed,
+                goal=robot.medium_return if options.medium_return is None else options.medium_return,
+                budget=options.train_steps or TRAIN_STEPS[options.dataset],
+                steps=options.steps or STEPS.get(options.dataset) or REPLAY_STEPS[options.env],
+                seed=options.seed,
             )
             data.write(
                 options.path,
-                attributes=_attributes(options),
+                attributes=_attributes(robot, data),
                 state=_state,
                 figures=lambda returns: {"normalised_score": float(robot.normalised_score(returns.mean()))},
             )
@@ -158,16 +143,16 @@ def describe(path: Path, robot: Robot) -> str:
         )
 
 
-def _attributes(options: GenerateOptions) -> dict[str, Any]:
+def _attributes(robot: Robot, data: PolicyData) -> dict[str, Any]:
     """The file's attributes."""
     return {
-        "environment": options.robot.environment_id(),
-        "dataset": options.dataset,
+        "environment": robot.environment_id(),
+        "dataset": data.kind,
         "generator": "PPO, stochastic policies",
-        "seed": options.seed,
-        "medium_return": options.goal,
-        "most_training_steps": options.budget,
-        "settings": training_of(options.robot).settings | {"round_steps": options.round_steps},
+        "seed": data.seed,
+        "medium_return": data.goal,
+        "most_training_steps": data.budget,
+        "settings": data.training.settings | {"round_steps": data.training.round_steps},
         "packages": {name: importlib.metadata.version(name) for name in ("gymnasium", "mujoco", "torch")},
         "episode_steps": MAX_EPISODE_STEPS,
     }

@@ -25,7 +25,7 @@ from MuJoCo.files import DATA_DIRECTORY, generated_name
 from MuJoCo.generate_dataset import GenerateOptions, generate, training_of
 from MuJoCo.tasks import TASKS, Task, task_of
 from RATE_model.acting.rollout import Memoryless
-from RATE_model.cli.reproduce import ROOT, Study, cell
+from RATE_model.cli.reproduce import ROOT, Study, cell, of_modes
 from RATE_model.cli.returns_page import Part, ReturnsPage, of_returns
 from RATE_model.data.ppo import Policy, train_policies
 
@@ -34,9 +34,7 @@ ENV_IDS = (6, 0, 3)  # hopper-medium, halfcheetah-medium, walker2d-medium
 STEPS = 300_000  # in the data
 EPISODES = 30  # per evaluation
 MODELS = {
-    "RATE": ("--model_mode", "RATE"),
-    "LSTM": ("--model_mode", "LSTM"),
-    "DT": ("--model_mode", "DT", "--slide", "10"),
+    **of_modes(("RATE", "LSTM", "DT"), {"DT": "--slide 10"}),
     "BC (RATE without returns)": ("--model_mode", "RATE", "--condition", "none"),
 }
 DATA_POLICY = "policy of the data, in the data"
@@ -55,15 +53,10 @@ def study(env_id: int) -> Study:
     """The runs of one task."""
     task = task_of(env_id)
     data = (DATA_DIRECTORY / generated_name(task)).relative_to(ROOT)
-    return Study.of(
-        ENVIRONMENT,
-        (
-            *("--config", FAST, "--env_id", str(env_id), "--data_path", str(data)),
-            *("--eval_episodes", str(EPISODES), "--online_inference", "false"),
-        ),
-        MODELS,
-        prefix=f"reproduce_{task.robot.name}",
+    settings = (
+        f"--config {FAST} --env_id {env_id} --data_path {data} --eval_episodes {EPISODES} --online_inference false"
     )
+    return Study.of(ENVIRONMENT, settings.split(), MODELS, prefix=f"reproduce_{task.robot.name}")
 
 
 def noiseless(policy: Policy) -> Memoryless:

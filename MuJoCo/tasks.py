@@ -37,7 +37,7 @@ DATASETS: tuple[DatasetName, ...] = get_args(DatasetName)
 Returns = TypeVar("Returns", float, np.ndarray)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Robot:
     """A robot and the reference returns of its scores."""
 
@@ -60,33 +60,10 @@ class Robot:
         return f"{self.gymnasium_name}-{version}"
 
 
-HALFCHEETAH = Robot(
-    name="halfcheetah",
-    gymnasium_name="HalfCheetah",
-    observation_size=17,
-    action_size=6,
-    random_return=-280.178953,
-    expert_return=12135.0,
-    medium_return=4770.0,
-)
-HOPPER = Robot(
-    name="hopper",
-    gymnasium_name="Hopper",
-    observation_size=11,
-    action_size=3,
-    random_return=-20.272305,
-    expert_return=3234.3,
-    medium_return=1422.0,
-)
-WALKER2D = Robot(
-    name="walker2d",
-    gymnasium_name="Walker2d",
-    observation_size=17,
-    action_size=6,
-    random_return=1.629008,
-    expert_return=4592.3,
-    medium_return=2852.0,
-)
+# Names, sizes of observations and actions, returns: random, expert, medium.
+HALFCHEETAH = Robot("halfcheetah", "HalfCheetah", 17, 6, -280.178953, 12135.0, 4770.0)
+HOPPER = Robot("hopper", "Hopper", 11, 3, -20.272305, 3234.3, 1422.0)
+WALKER2D = Robot("walker2d", "Walker2d", 17, 6, 1.629008, 4592.3, 2852.0)
 ROBOTS = {robot.name: robot for robot in (HALFCHEETAH, HOPPER, WALKER2D)}
 
 

@@ -27,7 +27,7 @@ from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, player_returns
 from RATE_model.acting.controls import knock_out_memory, knock_out_part
 from RATE_model.acting.rollout import format_mean_and_error, mean_and_error
 from RATE_model.cli.controls_page import ControlsPage, Document, Entry
-from RATE_model.cli.reproduce import PageOptions, Study, final_results, origin, play_again, seed_table, table
+from RATE_model.cli.reproduce import PageOptions, Study, final_results, of_modes, origin, play_again, seed_table, table
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.plots import plot_bars
@@ -37,7 +37,7 @@ FAST = "MemoryMaze/MemoryMaze_src/config_fast.yaml"
 STUDY = Study.of(
     ENVIRONMENT,
     ("--config", FAST, "--online_inference", "false", "--last_inference", "false"),
-    {label: ("--model_mode", label) for label in ("RATE", "LSTM", "MLP")},
+    of_modes(("RATE", "LSTM", "MLP")),
 )
 SCRIPT = "MemoryMaze/MemoryMaze_src/reproduce.py"
 

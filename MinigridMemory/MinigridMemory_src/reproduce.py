@@ -19,7 +19,7 @@ from MinigridMemory.MinigridMemory_src.env import PUBLISHED_CAP
 from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT
 from MinigridMemory.MinigridMemory_src.evaluate import LARGE_SIZES, SIZES, SizeResult, expert_play, widest_cap
 from RATE_model.acting.controls import exchange_twins, knock_out_memory
-from RATE_model.cli.reproduce import Study
+from RATE_model.cli.reproduce import Study, of_modes
 from RATE_model.cli.success_page import Control, SuccessPage
 
 FAST = "MinigridMemory/MinigridMemory_src/config_fast.yaml"
@@ -27,15 +27,7 @@ ALL_SIZES = SIZES + LARGE_SIZES
 STUDY = Study.of(
     ENVIRONMENT,
     ("--config", FAST, "--final_sizes", *map(str, ALL_SIZES)),
-    {
-        "RATE": ("--model_mode", "RATE"),
-        "LSTM": ("--model_mode", "LSTM"),
-        "GRU": ("--model_mode", "GRU"),
-        "MLP": ("--model_mode", "MLP"),
-        "RMT": ("--model_mode", "RMT"),
-        "TrXL": ("--model_mode", "TrXL", "--mem_len", "240"),
-        "DT": ("--model_mode", "DT", "--slide", "20"),
-    },
+    of_modes("RATE LSTM GRU MLP RMT TrXL DT".split(), {"TrXL": "--mem_len 240", "DT": "--slide 20"}),
 )
 CONTROLLED = ("RATE", "LSTM", "GRU")
 CONTROL_SIZES = (11, 41, 91)

@@ -225,6 +225,12 @@ class Study:
         return "\n".join("    python3 " + shlex.join(self.command(label, some)) for label in chosen for some in ranges)
 
 
+def of_modes(labels: Sequence[str], flags: Mapping[str, str] | None = None) -> dict[str, tuple[str, ...]]:
+    """The flags of models called like their --model_mode, up to a comma; `flags`: further ones of some, as typed."""
+    typed = {label: (flags or {}).get(label, "").split() for label in labels}
+    return {label: ("--model_mode", label.partition(",")[0], *more) for label, more in typed.items()}
+
+
 def consecutive(seeds: Sequence[int]) -> list[list[int]]:
     """Seeds in ascending order, split where one is missing."""
     parts: list[list[int]] = []

@@ -15,7 +15,7 @@ if __name__ == "__main__":  # started as a script
     import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 from RATE_model.acting.controls import knock_out_memory
-from RATE_model.cli.reproduce import Study
+from RATE_model.cli.reproduce import Study, of_modes
 from RATE_model.cli.success_page import Control, SuccessPage
 from RATE_model.plots.success import EPISODE_LENGTH
 from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
@@ -25,16 +25,10 @@ FAST = "TMaze_new/TMaze_new_src/config_fast.yaml"
 STUDY = Study.of(
     ENVIRONMENT,
     ("--config", FAST),
-    {
-        "RATE": ("--model_mode", "RATE"),
-        "LSTM": ("--model_mode", "LSTM"),
-        "GRU": ("--model_mode", "GRU"),
-        "MLP": ("--model_mode", "MLP"),
-        "RATE, bptt_segments 0": ("--model_mode", "RATE", "--bptt_segments", "0"),
-        "RMT": ("--model_mode", "RMT"),
-        "TrXL": ("--model_mode", "TrXL", "--mem_len", "270"),
-        "DT": ("--model_mode", "DT", "--slide", "30"),
-    },
+    of_modes(
+        ("RATE", "LSTM", "GRU", "MLP", "RATE, bptt_segments 0", "RMT", "TrXL", "DT"),
+        {"RATE, bptt_segments 0": "--bptt_segments 0", "TrXL": "--mem_len 270", "DT": "--slide 30"},
+    ),
 )
 CONTROLLED = ("RATE", "LSTM", "GRU")
 KNOCKED_OUT = "memory knocked out"

@@ -27,7 +27,7 @@ import numpy as np
 
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.cli.controls_page import ControlsPage, Document, Entry, bar, mean_cell, seed_cell
-from RATE_model.cli.reproduce import PageOptions, Study, final_results, origin, seed_table, table
+from RATE_model.cli.reproduce import PageOptions, Study, final_results, of_modes, origin, seed_table, table
 from VizDoom.VizDoom_src.baselines import PLAYERS, play_baselines
 from VizDoom.VizDoom_src.dataset import DATA
 from VizDoom.VizDoom_src.engine import describe_graphics
@@ -40,32 +40,26 @@ Setting = Literal["fast", "auxiliary", "recorded", "published"]
 FAST = ("--config", "VizDoom/VizDoom_src/config_fast.yaml")
 # The published graphics; training also predicts the colour, from what the model remembers.
 AUXILIARY = (*FAST, *"--variant published --stages 1:10 2:4 4:2 --epochs 3 --aux infos/is_red --aux_weight 1".split())
-SMALL = {label: ("--model_mode", label) for label in ("RATE", "LSTM", "MLP")}
+RECORDED = (*AUXILIARY, *"--perturbation 0 --learn recorded".split())
+SMALL = of_modes(("RATE", "LSTM", "MLP"))
 # The second valve rounds what it keeps, so that nothing drifts in games that are much longer than training episodes.
-IN_PUBLISHED_GRAPHICS = {
-    "RATE": SMALL["RATE"],
-    "RATE, FSQ valve": ("--model_mode", "RATE", "--mrv", "FSQ"),
-    **SMALL,
-    "DT": ("--model_mode", "DT", "--slide", "10"),
-}
+IN_PUBLISHED_GRAPHICS = of_modes(
+    ("RATE", "RATE, FSQ valve", "LSTM", "MLP", "DT"), {"RATE, FSQ valve": "--mrv FSQ", "DT": "--slide 10"}
+)
 STUDIES: dict[Setting, Study] = {
     "fast": Study.of(ENVIRONMENT, FAST, SMALL),
     "auxiliary": Study.of(ENVIRONMENT, AUXILIARY, IN_PUBLISHED_GRAPHICS, prefix="auxiliary"),
-    "recorded": Study.of(
-        ENVIRONMENT,
-        (*AUXILIARY, "--perturbation", "0", "--learn", "recorded"),
-        IN_PUBLISHED_GRAPHICS,
-        prefix="recorded",
-    ),
+    "recorded": Study.of(ENVIRONMENT, RECORDED, IN_PUBLISHED_GRAPHICS, prefix="recorded"),
     "published": Study.of(
         ENVIRONMENT,
         ("--config", "VizDoom/VizDoom_src/config.yaml"),
-        {
-            "RATE": tuple(
-                "--model_mode RATE --nmt 5 --mem_len 300 --n_head_ca 2 --mrv_act relu --skip_dec_ffn".split()
-            ),
-            "DT": tuple("--model_mode DT --nmt 0 --mem_len 0 --n_head_ca 0 --mrv_act no_act".split()),
-        },
+        of_modes(
+            ("RATE", "DT"),
+            {
+                "RATE": "--nmt 5 --mem_len 300 --n_head_ca 2 --mrv_act relu --skip_dec_ffn",
+                "DT": "--nmt 0 --mem_len 0 --n_head_ca 0 --mrv_act no_act",
+            },
+        ),
         prefix="published",
         device="auto",
     ),

@@ -24,6 +24,7 @@ from RATE_model.cli.reproduce import (
     kept_entries,
     merged,
     missing_seeds,
+    of_modes,
     origin,
     provenance,
     training_table,
@@ -200,6 +201,13 @@ def test_commands_name_no_seed_that_was_not_measured():
     found = STUDY.commands([1, 2, 5, 7, 8], ["A"]).splitlines()
     ranges = [" ".join(line.split()[-4:]) for line in found]
     assert ranges == [f"--start_seed {first} --end_seed {last}" for first, last in ((1, 2), (5, 5), (7, 8))]
+
+
+def test_models_are_called_like_their_modes():
+    assert of_modes(("RATE", "RATE, slow"), {"RATE, slow": "--mrv FSQ --nmt 5"}) == {
+        "RATE": ("--model_mode", "RATE"),
+        "RATE, slow": ("--model_mode", "RATE", "--mrv", "FSQ", "--nmt", "5"),
+    }
 
 
 def test_controls_follow_their_model():
