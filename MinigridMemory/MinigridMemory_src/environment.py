@@ -61,10 +61,6 @@ class Mazes(Rules):
         if not self.sizes:
             raise UserError("--sizes is empty: give at least one size")
 
-    def result(self, episodes: Episodes, cap: int | None = None) -> protocol.SizeResult:
-        """The episodes under a cap on steps; None: the requested cap."""
-        return protocol.SizeResult.of(episodes, self.episode_timeout if cap is None else cap)
-
 
 @dataclass(frozen=True)
 class Task(Rules, SegmentOptions):
@@ -152,7 +148,7 @@ class MinigridMemory(Environment):
 
     def outcomes(self, case: int, episodes: Episodes, evaluation: Evaluation) -> np.ndarray:
         """Success within the expert's cap, as walking speed says nothing about memory."""
-        return evaluation.options.result(episodes, protocol.widest_cap(case)).success.astype(float)
+        return (protocol.capped(episodes, protocol.widest_cap(case)).last_rewards > 0).astype(float)
 
     def training_cases(self, config: Config, *, final: bool) -> Sequence[int]:
         """A few sizes during training, many at the end."""
@@ -170,15 +166,15 @@ class MinigridMemory(Environment):
     def figures(self, case: int, episodes: Episodes, evaluation: Evaluation) -> dict[str, float]:
         """Success under the requested and the expert's cap, and the expert's own success under the requested one."""
         options: Mazes = evaluation.options
-        capped, wide = options.result(episodes), options.result(episodes, protocol.widest_cap(case))
+        asked, wide = (protocol.capped(episodes, cap) for cap in (options.episode_timeout, protocol.widest_cap(case)))
         expert = protocol.expert_play(case, evaluation.episodes, options.random_length, options.layouts)
         return {
-            "success_rate": capped.success_rate,
-            "mean_steps": float(capped.lengths.mean()),
-            "mean_return": float(capped.returns.mean()),
-            "success_rate_expert_cap": wide.success_rate,
+            "success_rate": protocol.success_rate(asked),
+            "mean_steps": float(asked.lengths.mean()),
+            "mean_return": float(asked.returns.mean()),
+            "success_rate_expert_cap": protocol.success_rate(wide),
             "mean_steps_expert_cap": float(wide.lengths.mean()),
-            "expert_success_rate": options.result(expert).success_rate,
+            "expert_success_rate": protocol.success_rate(protocol.capped(expert, options.episode_timeout)),
         }
 
     def metrics(
@@ -191,7 +187,8 @@ class MinigridMemory(Environment):
         task, asked, found = config.task, f"r_{evaluation.targets[0]:g}", {}
         sizes = {"": task.eval_sizes} | ({"FINAL_": task.final_sizes} if final else {})
         for prefix, size in ((prefix, size) for prefix, some in sizes.items() for size in some):
-            values, capped = self.figures(size, played[size], evaluation), evaluation.options.result(played[size])
+            values = self.figures(size, played[size], evaluation)
+            capped = protocol.capped(played[size], evaluation.options.episode_timeout)
             found |= {
                 f"{prefix}LifeTimeMean_{asked}_l_{size}": values["mean_steps"],
                 f"{prefix}ReturnsMax_{asked}_l_{size}": float(capped.returns.max()),

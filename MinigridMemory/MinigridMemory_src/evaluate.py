@@ -5,7 +5,6 @@ of 96 steps is too short for any agent in large mazes, is evaluated on the same 
 The same holds for any other requested cap. Rewards do not change, as they depend only on the number of steps.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -21,28 +20,16 @@ LARGE_SIZES = (151, 301, 501)
 TARGET_RETURN = 0.96
 
 
-@dataclass(frozen=True)
-class SizeResult:
-    """Episodes of one size under one cap on steps."""
+def capped(episodes: Episodes, cap: int) -> Episodes:
+    """The episodes as if they had been truncated after `cap` steps; a last reward above 0 is a success."""
+    within = episodes.lengths <= cap
+    returns, last_rewards = (np.where(within, values, 0.0) for values in (episodes.returns, episodes.last_rewards))
+    return Episodes(returns, np.minimum(episodes.lengths, cap), last_rewards)
 
-    success: np.ndarray  # (E,) bool
-    returns: np.ndarray  # (E,) float64
-    lengths: np.ndarray  # (E,) int64, steps
 
-    @classmethod
-    def of(cls, episodes: Episodes, cap: int) -> "SizeResult":
-        """The results if the episodes had been truncated after `cap` steps."""
-        within = episodes.lengths <= cap
-        return cls(
-            success=(episodes.last_rewards > 0) & within,
-            returns=np.where(within, episodes.returns, 0.0),
-            lengths=np.minimum(episodes.lengths, cap),
-        )
-
-    @property
-    def success_rate(self) -> float:
-        """Share of successes."""
-        return float(self.success.mean())
+def success_rate(episodes: Episodes) -> float:
+    """Share of successes."""
+    return float((episodes.last_rewards > 0).mean())
 
 
 def widest_cap(size: int) -> int:

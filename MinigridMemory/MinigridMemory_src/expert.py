@@ -51,7 +51,7 @@ class Flaws:
 
 
 class Expert:
-    """Acts in one maze after another.
+    """Acts in one episode, which starts facing east somewhere in the corridor.
 
     Attributes:
         best: its own choice at the last step, whatever action was taken.
@@ -64,10 +64,6 @@ class Expert:
     def __init__(self, generator: np.random.Generator, flaws: Flaws | None = None) -> None:
         self._generator = generator
         self._flaws = flaws or Flaws()
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget everything: a new episode starts, facing east somewhere in the corridor."""
         wrong, guess, coin = self._generator.random(3)
         self._wrong = wrong < self._flaws.wrong_arm
         self._cue = (KEY if coin < 0.5 else BALL) if guess < self._flaws.guess else None
@@ -184,8 +180,7 @@ def _play_one(env: MinigridMemoryEnv, seed: int, flaws: Flaws | None, choice: Dr
     views, actions, best, places, headings = (
         np.array(values, dtype=kind) for values, kind in zip(zip(*steps, strict=True), kinds, strict=True)
     )
-    played = views, actions, best, places, headings
-    return Played(seed, env.cue, env.arm, *played, reward, terminated, env.success)
+    return Played(seed, env.cue, env.arm, views, actions, best, places, headings, reward, terminated, env.success)
 
 
 def expert_episodes(
@@ -194,21 +189,12 @@ def expert_episodes(
     *,
     random_length: bool = True,
     max_steps: int | None = None,
-    flaws: Flaws | None = None,
     layouts: Layouts = "own",
 ) -> Episodes:
-    """The expert's results in the mazes of these seeds, to print with a model's.
+    """A flawless expert's results in the mazes of these seeds, one episode each, to print with a model's.
 
-    Args:
-        size: rows and columns of the mazes.
-        seeds: one per episode.
-        random_length: draw the ends of the corridors.
-        max_steps: time limit; None: `expert_cap`, which always suffices for a flawless expert.
-        flaws: flaws of the expert; None: a flawless one.
-        layouts: "own" or "published"; see `env.Layouts`.
-
-    Returns:
-        returns, lengths and last rewards, (E,) each. A last reward above 0 is a success.
+    The arguments are those of `MinigridMemoryEnv`; without ``max_steps``, the limit is `expert_cap`, which always
+    suffices. A last reward above 0 is a success.
 
     Raises:
         UserError: the size or the limit is out of range, or there is no seed.
@@ -216,8 +202,8 @@ def expert_episodes(
     from RATE_model.acting.rollout import Episodes  # late, as it imports torch; see `generate`
 
     limit = expert_cap(size) if max_steps is None else max_steps
-    played = play(size, seeds, random_length=random_length, max_steps=limit, flaws=flaws, layouts=layouts)
+    played = play(size, seeds, random_length=random_length, max_steps=limit, layouts=layouts)
     if not played:
         raise UserError("the expert was given no seed: at least one episode is needed")
     rewards = np.array([episode.reward for episode in played], dtype=np.float64)
-    return Episodes(rewards, np.array([episode.steps for episode in played], dtype=np.int64), rewards.copy())
+    return Episodes(rewards, np.array([episode.steps for episode in played], dtype=np.int64), rewards)

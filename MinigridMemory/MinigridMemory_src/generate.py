@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,7 +32,7 @@ from RATE_model.system.progress import progress_bar
 
 FIRST_SEED = 1_000_000
 BLOCK = 50  # episodes that a worker plays at a time
-BATCH_STEPS = 2000  # steps rendered and written at a time, about 40 MB
+BATCH_STEPS = 2000  # padded steps rendered and written at a time, about 40 MB
 # Give up after this many dropped episodes in a row: the selection is impossible or would take hours. The rarest kind
 # in the published selections is one in 45.
 PATIENCE = 5000
@@ -145,7 +145,9 @@ def _make(selection: Selection, path: Path, workers: int | None) -> None:
         attributes=_attributes(selection, tally),
     ) as writer:
         with progress_bar(total=len(episodes), desc="writing", unit="episode") as bar:
-            for batch in _batches(episodes):
+            size = max(1, BATCH_STEPS // max(episode.steps for episode in episodes))
+            for first in range(0, len(episodes), size):
+                batch = episodes[first : first + size]
                 _write(writer, batch)
                 bar.update(len(batch))
 
@@ -182,47 +184,30 @@ def _collect(selection: Selection, workers: int) -> tuple[Tally, list[Played]]:
     return tally, kept
 
 
-def _batches(episodes: list[Played]) -> Iterator[list[Played]]:
-    """Groups of consecutive episodes of at most BATCH_STEPS steps when padded; longer episodes come alone."""
-    batch: list[Played] = []
-    for episode in episodes:
-        if batch and (len(batch) + 1) * max(episode.steps, *(other.steps for other in batch)) > BATCH_STEPS:
-            yield batch
-            batch = []
-        batch.append(episode)
-    if batch:
-        yield batch
-
-
 def _write(writer: TrajectoryWriter, episodes: list[Played]) -> None:
     """Append a batch of episodes, padded with their last step."""
     lengths = np.array([episode.steps for episode in episodes])
     longest = lengths.max()
 
-    def padded(values: np.ndarray) -> np.ndarray:
-        return np.pad(values, [(0, longest - len(values))] + [(0, 0)] * (values.ndim - 1), mode="edge")
+    def padded(name: str) -> np.ndarray:
+        arrays = [getattr(episode, name) for episode in episodes]
+        return np.stack([values[np.minimum(np.arange(longest), len(values) - 1)] for values in arrays])
+
+    def constant(values: list[int], kind: type) -> np.ndarray:
+        return np.repeat(np.array(values, dtype=kind)[:, None], longest, axis=1)
 
     rewards = np.zeros((len(episodes), longest), dtype=np.float32)
     rewards[np.arange(len(episodes)), lengths - 1] = [episode.reward for episode in episodes]
-
-    def constant(values: list[int]) -> np.ndarray:
-        return np.repeat(np.array(values)[:, None], longest, axis=1)
-
-    writer.add_episodes(
-        frames_of_views(np.stack([padded(episode.views) for episode in episodes])),
-        np.stack([padded(episode.actions) for episode in episodes]),
-        rewards,
-        lengths,
-        np.array([episode.terminated for episode in episodes]),
-        {
-            "seed": constant([episode.seed for episode in episodes]),
-            "cue": constant([CUES.index(episode.cue) for episode in episodes]).astype(np.uint8),
-            "arm": constant([ARMS.index(episode.arm) for episode in episodes]).astype(np.uint8),
-            "agent_pos": np.stack([padded(episode.places) for episode in episodes]),
-            "agent_dir": np.stack([padded(episode.headings) for episode in episodes]),
-            "expert_action": np.stack([padded(episode.best) for episode in episodes]),
-        },
-    )
+    infos = {
+        "seed": constant([episode.seed for episode in episodes], np.int64),
+        "cue": constant([CUES.index(episode.cue) for episode in episodes], np.uint8),
+        "arm": constant([ARMS.index(episode.arm) for episode in episodes], np.uint8),
+        "agent_pos": padded("places"),
+        "agent_dir": padded("headings"),
+        "expert_action": padded("best"),
+    }
+    terminals = np.array([episode.terminated for episode in episodes])
+    writer.add_episodes(frames_of_views(padded("views")), padded("actions"), rewards, lengths, terminals, infos)
 
 
 def _played(selection: Selection, workers: int) -> Generator[Played]:

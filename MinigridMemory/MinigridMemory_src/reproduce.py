@@ -17,7 +17,7 @@ if __name__ == "__main__":  # started as a script
 
 from MinigridMemory.MinigridMemory_src.env import PUBLISHED_CAP
 from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT
-from MinigridMemory.MinigridMemory_src.evaluate import LARGE_SIZES, SIZES, SizeResult, expert_play, widest_cap
+from MinigridMemory.MinigridMemory_src.evaluate import LARGE_SIZES, SIZES, capped, expert_play, success_rate, widest_cap
 from RATE_model.acting.controls import exchange_twins, knock_out_memory
 from RATE_model.cli.reproduce import Study, of_modes
 from RATE_model.cli.success_page import Control, SuccessPage
@@ -41,11 +41,8 @@ def expert_entry() -> dict[str, Any]:
     """The expert's success in the same mazes, by size, under both caps."""
     played = {size: expert_play(size, 100) for size in ALL_SIZES}
     return {
-        key: {str(size): [SizeResult.of(episodes, cap(size)).success_rate] for size, episodes in played.items()}
-        for key, cap in (
-            ("success_rate_expert_cap", widest_cap),
-            ("success_rate", lambda size: PUBLISHED_CAP),
-        )
+        key: {str(size): [success_rate(capped(episodes, cap(size)))] for size, episodes in played.items()}
+        for key, cap in (("success_rate_expert_cap", widest_cap), ("success_rate", lambda size: PUBLISHED_CAP))
     }
 
 
@@ -55,10 +52,7 @@ PAGE = SuccessPage(
     environment=ENVIRONMENT,
     study=STUDY,
     cases=ALL_SIZES,
-    rates={
-        "success_rate_expert_cap": "FINAL_Success_rate_l_{}_expert_cap",
-        "success_rate": "FINAL_Success_rate_l_{}",
-    },
+    rates={"success_rate_expert_cap": "FINAL_Success_rate_l_{}_expert_cap", "success_rate": "FINAL_Success_rate_l_{}"},
     texts={
         "success_rate_expert_cap": "Success rate by size of the maze, mean and standard error over seeds {seeds}, 100 "
         "episodes per size and seed, measured {origin}. The cap on steps is the expert's, 2 size + 14 and at least "

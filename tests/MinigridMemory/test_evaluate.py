@@ -13,7 +13,7 @@ from MinigridMemory.MinigridMemory_src import environment
 from MinigridMemory.MinigridMemory_src import evaluate as protocol
 from MinigridMemory.MinigridMemory_src.env import CUES, SPEC, MinigridMemoryVectorEnv, expert_cap
 from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT, Mazes
-from MinigridMemory.MinigridMemory_src.evaluate import SizeResult, expert_play
+from MinigridMemory.MinigridMemory_src.evaluate import capped, expert_play, success_rate
 from MinigridMemory.MinigridMemory_src.expert import EXPERT_STREAM, Expert
 from RATE_model.acting import evaluation
 from RATE_model.acting.actor import Actor
@@ -93,10 +93,10 @@ def metrics(played: dict[int, Episodes], *, cap: int = 96, layouts: str = "own",
 
 def test_success_under_published_cap_follows_from_longer_episodes():
     episodes = Episodes(np.array([0.9, 0.8, 0.0, 0.0]), np.array([96, 97, 120, 30]), np.array([0.9, 0.8, 0.0, 0.0]))
-    capped = SizeResult.of(episodes, 96)
-    assert capped.success.tolist() == [True, False, False, False] and capped.success_rate == 0.25
-    assert capped.returns.tolist() == [0.9, 0, 0, 0] and capped.lengths.tolist() == [96, 96, 96, 30]
-    assert SizeResult.of(episodes, 196).success.tolist() == [True, True, False, False]
+    short = capped(episodes, 96)
+    assert short.last_rewards.tolist() == [0.9, 0, 0, 0] and success_rate(short) == 0.25
+    assert short.returns.tolist() == [0.9, 0, 0, 0] and short.lengths.tolist() == [96, 96, 96, 30]
+    assert capped(episodes, 196).last_rewards.tolist() == [0.9, 0.8, 0, 0]
 
 
 def test_derived_success_equals_playing_under_the_cap(experts):
@@ -107,11 +107,11 @@ def test_derived_success_equals_playing_under_the_cap(experts):
     actor = Experts(None, 12, 0.96)
     actor.mazes, actor.rows = mazes.environments, np.arange(12)
     really = rollout(actor, mazes, seeds=ENVIRONMENT.seeds(12), max_steps=96)
-    read_off = SizeResult.of(wide, 96)
+    read_off = capped(wide, 96)
     assert read_off.lengths.tolist() == really.lengths.tolist() and read_off.returns.tolist() == really.returns.tolist()
-    assert read_off.success.tolist() == (really.last_rewards > 0).tolist()
-    assert read_off.success.tolist() == [maze.success for maze in mazes.environments]
-    assert 0 < read_off.success_rate < 1
+    assert read_off.last_rewards.tolist() == really.last_rewards.tolist()
+    assert (read_off.last_rewards > 0).tolist() == [maze.success for maze in mazes.environments]
+    assert 0 < success_rate(read_off) < 1
 
 
 def test_derived_success_of_a_model_equals_playing():
@@ -119,7 +119,7 @@ def test_derived_success_of_a_model_equals_playing():
     model = small_model(spec=SPEC)
     played = play(model, [61], episodes=6, greedy=False, seed=3)[61]
     assert protocol.widest_cap(61) == 136 and (played.lengths > 96).any()
-    read_off = SizeResult.of(played, 96)
+    read_off = capped(played, 96)
     with torch.no_grad():
         actor = Actor(model, 6, 0.96, greedy=False, seed=3)
     really = rollout(actor, MinigridMemoryVectorEnv(6, 61, max_steps=96), seeds=ENVIRONMENT.seeds(6), max_steps=96)
@@ -127,9 +127,9 @@ def test_derived_success_of_a_model_equals_playing():
 
 
 def test_expert_under_the_published_cap():
-    rates = {size: SizeResult.of(expert_play(size, 100), 96).success_rate for size in (11, 21, 31, 41, 91)}
+    rates = {size: success_rate(capped(expert_play(size, 100), 96)) for size in (11, 21, 31, 41, 91)}
     assert rates.pop(91) < 0.8 and set(rates.values()) == {1.0}
-    assert SizeResult.of(expert_play(91, 100), expert_cap(91)).success_rate == 1
+    assert success_rate(capped(expert_play(91, 100), expert_cap(91))) == 1
 
 
 def test_other_caps_and_layouts_are_evaluated(experts, monkeypatch):
@@ -146,7 +146,7 @@ def test_other_caps_and_layouts_are_evaluated(experts, monkeypatch):
         assert same(played[91], expert_play(91, 12, layouts="published"))
         assert not same(played[91], expert_play(91, 12))
         found = metrics(played, cap=cap, layouts="published")
-        rate = SizeResult.of(played[91], cap).success_rate
+        rate = success_rate(capped(played[91], cap))
         assert found["Success_rate_l_91"] == found["Expert_success_rate_l_91"] == rate == (cap == 500)
         assert found["Success_rate_l_91_expert_cap"] == 1
     assert limits == [196, 500]
@@ -161,7 +161,7 @@ def test_published_metric_names():
         return Episodes(rewards, np.array(lengths), rewards)
 
     found = metrics({11: episodes(10, 20, 96), 91: episodes(100, 90, 196)}, final=True)
-    expert = SizeResult.of(expert_play(91, 3), 96).success_rate
+    expert = success_rate(capped(expert_play(91, 3), 96))
     expected = {
         "LifeTimeMean_r_0.96_l_11": 42, "ReturnsMax_r_0.96_l_11": 0.9, "ReturnsMean_r_0.96_l_11": 1.4 / 3,
         "Success_rate_l_11": 2 / 3, "Success_rate_l_11_expert_cap": 2 / 3, "Expert_success_rate_l_11": 1,
