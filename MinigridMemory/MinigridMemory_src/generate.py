@@ -16,7 +16,7 @@ import itertools
 from collections import Counter
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ import numpy as np
 from MinigridMemory.MinigridMemory_src.env import ENV_ID, OBSERVATION_SHAPE, MinigridMemoryEnv, frames_of_views
 from MinigridMemory.MinigridMemory_src.expert import Flaws, Played, play
 from RATE_model.acting.driver import DriverChoice, driver_attributes
+from RATE_model.cli.limits import MAX_STEPS
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
 from RATE_model.system.locks import making
@@ -74,82 +75,73 @@ class Selection:
         return LONG if episode.steps > self.max_steps else None
 
 
-@dataclass
 class Tally:
-    """Counts of the episodes played, kept and dropped."""
+    """Counts of the episodes played, kept and dropped.
 
-    room: dict[tuple[str, str], int]  # episodes still needed, by kind
-    dropped: Counter[str] = field(default_factory=Counter)
-    played: int = 0
-    kept: int = 0
-    successes: int = 0
-    dropped_in_a_row: int = 0  # episodes dropped since the last kept one
-    lengths: tuple[int, int] = (0, 0)  # shortest and longest episode played, in steps
+    Attributes:
+        room: episodes still needed, by kind; the kinds share them evenly.
+        dropped: episodes dropped, by reason.
+        lengths: the shortest and the longest episode played, in steps.
+    """
 
-    @classmethod
-    def of(cls, trajectories: int) -> Tally:
-        """A tally for this many episodes, divided evenly among the kinds."""
-        share, rest = divmod(trajectories, len(KINDS))
-        return cls({kind: share + (number < rest) for number, kind in enumerate(KINDS)})
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+        share, rest = divmod(selection.trajectories, len(KINDS))
+        self.room = {kind: share + (number < rest) for number, kind in enumerate(KINDS)}
+        self.dropped: Counter[str] = Counter()
+        self.played = self.kept = self.successes = self._dropped_in_a_row = 0
+        self.lengths = (MAX_STEPS, 0)
 
-    def judge(self, episode: Played, selection: Selection) -> bool:
+    def judge(self, episode: Played) -> bool:
         """Count an episode; whether to keep it. Raises UserError after too many dropped in a row."""
         kind = (episode.cue, episode.arm)
-        reason = selection.refusal(episode) or (None if self.room[kind] else SURPLUS)
-        shortest, longest = self.lengths if self.played else (episode.steps, episode.steps)
-        self.lengths = min(shortest, episode.steps), max(longest, episode.steps)
+        reason = self._selection.refusal(episode) or (None if self.room[kind] else SURPLUS)
+        self.lengths = min(self.lengths[0], episode.steps), max(self.lengths[1], episode.steps)
         self.played += 1
         self.successes += episode.success
         if reason is None:
             self.room[kind] -= 1
             self.kept += 1
-            self.dropped_in_a_row = 0
+            self._dropped_in_a_row = 0
             return True
         self.dropped[reason] += 1
-        self.dropped_in_a_row += 1
-        if self.dropped_in_a_row >= PATIENCE:
-            raise UserError(self._hopeless(selection))
+        self._dropped_in_a_row += 1
+        if self._dropped_in_a_row >= PATIENCE:
+            raise UserError(self._hopeless())
         return False
 
-    def summary(self) -> str:
-        """How many episodes were dropped, by reason."""
-        return ", ".join(f"{count} {reason}" for reason, count in self.dropped.most_common()) or "none"
-
-    def _hopeless(self, selection: Selection) -> str:
-        wanted = f"{selection.min_steps} to {selection.max_steps}"
+    def _hopeless(self) -> str:
+        selection, dropped = self._selection, ", ".join(f"{n} {reason}" for reason, n in self.dropped.most_common())
         return (
             f"collected {self.kept} of {selection.trajectories} episodes and gave up: none of the last {PATIENCE} "
-            f"could be kept; {self.played} played, dropped: {self.summary()}.\nEpisodes to keep have {wanted} steps; "
-            f"those played had {self.lengths[0]} to {self.lengths[1]}. See --min_steps, --max_steps, --cap and --noise."
+            f"could be kept; {self.played} played, dropped: {dropped}.\nEpisodes to keep have {selection.min_steps} to "
+            f"{selection.max_steps} steps; those played had {self.lengths[0]} to {self.lengths[1]}. See --min_steps, "
+            "--max_steps, --cap and --noise."
         )
 
 
 def generate(selection: Selection, path: Path, *, overwrite: bool = False, workers: int | None = None) -> Path:
     """Collect a file of trajectories; see `DataMaker.make`. Few episodes use fewer processes."""
     with making(path, overwrite=overwrite) as wanted:
-        if wanted:
-            _make(selection, path, workers)
+        if not wanted:
+            return path
+        MinigridMemoryEnv(selection.size)  # fail here, not in a worker, if a package is missing
+        workers = workers or max(1, min(available_cores(), selection.trajectories // (5 * BLOCK)))
+        tally, episodes = _collect(selection, workers)
+        with TrajectoryWriter(
+            path,
+            observation_shape=OBSERVATION_SHAPE,
+            observation_dtype="uint8",
+            index_frames=True,
+            attributes=_attributes(selection, tally),
+        ) as writer:
+            with progress_bar(total=len(episodes), desc="writing", unit="episode") as bar:
+                size = max(1, BATCH_STEPS // max(episode.steps for episode in episodes))
+                for first in range(0, len(episodes), size):
+                    batch = episodes[first : first + size]
+                    _write(writer, batch)
+                    bar.update(len(batch))
     return path
-
-
-def _make(selection: Selection, path: Path, workers: int | None) -> None:
-    """See `generate`."""
-    MinigridMemoryEnv(selection.size)  # fail here, not in a worker, if a package is missing
-    workers = workers or max(1, min(available_cores(), selection.trajectories // (5 * BLOCK)))
-    tally, episodes = _collect(selection, workers)
-    with TrajectoryWriter(
-        path,
-        observation_shape=OBSERVATION_SHAPE,
-        observation_dtype="uint8",
-        index_frames=True,
-        attributes=_attributes(selection, tally),
-    ) as writer:
-        with progress_bar(total=len(episodes), desc="writing", unit="episode") as bar:
-            size = max(1, BATCH_STEPS // max(episode.steps for episode in episodes))
-            for first in range(0, len(episodes), size):
-                batch = episodes[first : first + size]
-                _write(writer, batch)
-                bar.update(len(batch))
 
 
 def _attributes(selection: Selection, tally: Tally) -> dict[str, object]:
@@ -173,12 +165,12 @@ def _attributes(selection: Selection, tally: Tally) -> dict[str, object]:
 
 def _collect(selection: Selection, workers: int) -> tuple[Tally, list[Played]]:
     """Play and check episodes until there are enough; 10,000 episodes of 40 steps take about 15 MB."""
-    tally, kept = Tally.of(selection.trajectories), []
+    tally, kept = Tally(selection), []
     episodes = _played(selection, workers)
     with closing(episodes), progress_bar(total=selection.trajectories, desc="collecting", unit="episode") as bar:
         while len(kept) < selection.trajectories:
             episode = next(episodes)
-            if tally.judge(episode, selection):
+            if tally.judge(episode):
                 kept.append(episode)
                 bar.update()
     return tally, kept
