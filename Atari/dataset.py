@@ -166,11 +166,7 @@ def rewards_note(file: TrajectoryFile, game: Game) -> str | None:
 
 
 def load_data(
-    options: DataOptions,
-    selection: Selection | None = None,
-    *,
-    size: int,
-    fraction: float = TRAINING_FRACTION,
+    options: DataOptions, selection: Selection | None = None, *, size: int, fraction: float = TRAINING_FRACTION
 ) -> Data:
     """Windows of ``size`` steps (segments x context_length) for training and validation.
 

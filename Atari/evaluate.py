@@ -42,12 +42,7 @@ def metrics(played: Episodes, game: Game) -> dict[str, float]:
     `eval_return` and `eval_std` are the published names. Scores exist only for games with a measured human player.
     """
     mean = float(played.returns.mean())
-    result = {
-        "eval_return": mean,
-        "eval_std": float(np.std(played.returns)),
-        **error_entry("eval_sem", played.returns),
-    }
+    result = {"eval_return": mean, "eval_std": float(np.std(played.returns)), **error_entry("eval_sem", played.returns)}
     result["eval_length"] = float(np.mean(played.lengths))
-    if (score := game.normalised_score(mean)) is not None:
-        result["normalised_score"] = float(score)
-    return result
+    score = game.normalised_score(mean)
+    return result if score is None else result | {"normalised_score": float(score)}

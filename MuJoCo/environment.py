@@ -197,11 +197,7 @@ class MuJoCo(Environment):
     def references(self, evaluation: Evaluation) -> dict[str, float]:
         """The reference returns of D4RL's scores, and the mean of its medium data."""
         robot: Robot = evaluation.options.robot
-        return {
-            "random": robot.random_return,
-            "D4RL's medium data": robot.medium_return,
-            "expert": robot.expert_return,
-        }
+        return {"random": robot.random_return, "D4RL's medium data": robot.medium_return, "expert": robot.expert_return}
 
     def frame(self, environment: gymnasium.Env, observation: np.ndarray, caption: Sequence[str]) -> np.ndarray:
         """The robot, from a camera that follows it. Raises UserError if OpenGL is missing or broken."""

@@ -23,10 +23,6 @@ def metrics(played: Mapping[str, Episodes], robot: Robot) -> dict[str, float]:
             ("return", episodes.returns),
             ("length", episodes.lengths),
         ):
-            figures = {
-                "MEAN": float(values.mean()),
-                "STD": float(np.std(values)),
-                **error_entry("SEM", values),
-            }
+            figures = {"MEAN": float(values.mean()), "STD": float(np.std(values)), **error_entry("SEM", values)}
             result |= {f"{prefix}{name}_{kind}": value for kind, value in figures.items()}
     return result

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks import common
 from MemoryMaze.MemoryMaze_src.env import MemoryMazeEnv, MemoryMazeVectorEnv, check_size
-from MemoryMaze.MemoryMaze_src.experts import EXPERTS, expert
+from MemoryMaze.MemoryMaze_src.experts import EXPERTS
 from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
@@ -59,7 +59,7 @@ class Route:
 
     def __init__(self, size: int, steps: int) -> None:
         with contextlib.closing(MemoryMazeEnv(size, max_steps=steps, privileged=True)) as maze:
-            player = expert("planner", np.random.default_rng(SEED), 0.1)
+            player = EXPERTS["planner"](np.random.default_rng(SEED), noise=0.1)
             picture, info = maze.reset(seed=SEED)
             self.pictures, self.rewards, self.actions = [picture], [], []
             for _ in range(steps):
@@ -105,7 +105,7 @@ def measure(options: Options) -> dict[str, Any]:
     package.reset()
     mazes = MemoryMazeVectorEnv(options.mazes, options.size, max_steps=never)
     mazes.reset(seed=SEED)
-    players = {name: expert(name, np.random.default_rng(SEED), 0.0) for name in EXPERTS}
+    players = {name: player(np.random.default_rng(SEED)) for name, player in EXPERTS.items()}
 
     def walk(step: Callable[[int], object]) -> Callable[[], None]:
         def run() -> None:

@@ -40,13 +40,7 @@ from RATE_model.cli.limits import Check, Probability, Range, Steps
 from RATE_model.cli.local_settings import configured_folder
 from RATE_model.cli.options import changeable
 from RATE_model.data.maker import DAggerOptions, DataMaker, split_datasets
-from RATE_model.data.npz import (
-    REWARDS_WITH_IMAGES,
-    UNKNOWN_ALIGNMENT,
-    NpzKeys,
-    Rows,
-    require_expert_labels,
-)
+from RATE_model.data.npz import REWARDS_WITH_IMAGES, UNKNOWN_ALIGNMENT, NpzKeys, Rows, require_expert_labels
 from RATE_model.data.selection import strided_windows
 from RATE_model.data.trajectories import Learn, TrajectoryFile
 from RATE_model.errors import UserError
@@ -59,7 +53,6 @@ TRAINING_FRACTION = 0.9
 # The published windows: where they may start, and their minimum reward.
 PUBLISHED_STEPS = 500
 PUBLISHED_REWARD = 2
-SETTING = "memory_maze: data: of wandb_config.yaml"
 
 Alignment = Literal["auto", "last", "causal", "replay"]
 Windows = Literal["all", "published"]
@@ -140,7 +133,7 @@ class MemoryMazeData(DataMaker[DataOptions]):
     def source(self, options: DataOptions) -> tuple[Path, str] | None:
         """--data_path, else the entry in wandb_config.yaml."""
         if options.data_path is None and (place := configured_folder("memory_maze", "data")) is not None:
-            return place, SETTING
+            return place, "memory_maze: data: of wandb_config.yaml"
         return super().source(options)
 
     def conversion(self, options: DataOptions) -> Mapping[str, Any]:

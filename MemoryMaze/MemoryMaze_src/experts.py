@@ -23,8 +23,6 @@ import numpy as np
 from MemoryMaze.MemoryMaze_src.env import NUM_ACTIONS
 from MemoryMaze.MemoryMaze_src.navigation import Field, Pilot, field
 
-EXPERTS = ("explorer", "planner")
-
 # The camera sees 40 degrees to each side, and the border covers two of 32 columns.
 HALF_VIEW = float(np.arctan(np.tan(np.radians(40)) * 30 / 32))
 RAYS = 61  # as many as there are columns
@@ -238,6 +236,4 @@ class Explorer(Planner):
         return self._search
 
 
-def expert(kind: str, generator: np.random.Generator, noise: float, perturbation: float = 0.0) -> Planner:
-    """A player of a kind in `EXPERTS`; other arguments as for `Planner`."""
-    return {"explorer": Explorer, "planner": Planner}[kind](generator, noise=noise, perturbation=perturbation)
+EXPERTS = {"explorer": Explorer, "planner": Planner}

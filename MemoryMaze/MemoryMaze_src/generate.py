@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from MemoryMaze.MemoryMaze_src.env import EPISODE_STEPS, NAME, OBSERVATION_SHAPE, MemoryMazeEnv, env_id
-from MemoryMaze.MemoryMaze_src.experts import EXPERTS, expert
+from MemoryMaze.MemoryMaze_src.experts import EXPERTS
 from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
 from MemoryMaze.MemoryMaze_src.privileged import PrivilegedRecorder
 from RATE_model.acting.driver import DriverChoice, driver_attributes
@@ -112,12 +112,7 @@ def generate(recipe: Recipe, episodes: int, path: Path, *, overwrite: bool = Fal
     maze_tasks()  # fails here, not in a worker, if a package is missing
     job = Job(
         functools.partial(play_part, recipe),
-        layout={
-            "observation_shape": OBSERVATION_SHAPE,
-            "observation_dtype": "uint8",
-            "channels_last": True,
-            "level": 7,
-        },
+        {"observation_shape": OBSERVATION_SHAPE, "observation_dtype": "uint8", "channels_last": True, "level": 7},
         recipe={
             **{name: value for name, value in asdict(recipe).items() if name != "driver"},
             "mix": list(recipe.mix),
@@ -156,17 +151,14 @@ def play_part(recipe: Recipe, writer: TrajectoryWriter, first: int, count: int) 
 
 
 def play(
-    maze: MemoryMazeEnv,
-    player: PlayerOfMix,
-    seed: int,
-    perturbation: float = 0.0,
-    driver: DriverChoice | None = None,
+    maze: MemoryMazeEnv, player: PlayerOfMix, seed: int, perturbation: float = 0.0, driver: DriverChoice | None = None
 ) -> dict[str, Any]:
     """An episode of a player, in the maze of a seed, perturbed in a share of the time; see `record` and the module.
 
     A `driver` moves instead of the player, which then makes no errors.
     """
-    mind = expert(player.kind, np.random.default_rng([seed, _EXPERT_STREAM]), player.noise, perturbation)
+    generator = np.random.default_rng([seed, _EXPERT_STREAM])
+    mind = EXPERTS[player.kind](generator, noise=player.noise, perturbation=perturbation)
     recorder = PrivilegedRecorder()
 
     def act(observation: np.ndarray, info: Mapping[str, Any], drive: Drive | None) -> tuple[int, dict[str, Any]]:

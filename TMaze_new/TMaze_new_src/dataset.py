@@ -31,14 +31,7 @@ from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.locks import ensure, making
-from TMaze_new.TMaze_new_src.env import (
-    ENV_ID,
-    OBSERVATION_SIZE,
-    SPEC,
-    TMazeVectorEnv,
-    expert_actions,
-    goals_of_seeds,
-)
+from TMaze_new.TMaze_new_src.env import ENV_ID, OBSERVATION_SIZE, SPEC, TMazeVectorEnv, expert_actions, goals_of_seeds
 from TMaze_new.TMaze_new_src.published import converted, published_file
 from TMaze_new.TMaze_new_src.task_choice import TaskChoice
 from TMaze_new.TMaze_new_src.tasks import environment_id

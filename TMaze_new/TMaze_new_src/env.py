@@ -46,10 +46,7 @@ EVALUATION_SEEDS: tuple[int, ...] = (*(seed for seed in range(108) if seed not i
 
 # How the model sees it. The published action table has a fifth row for padding.
 SPEC = EnvironmentSpec(
-    observation_shape=(OBSERVATION_SIZE,),
-    num_actions=NUM_ACTIONS,
-    action_embeddings=NUM_ACTIONS + 1,
-    action_tanh=True,
+    observation_shape=(OBSERVATION_SIZE,), num_actions=NUM_ACTIONS, action_embeddings=NUM_ACTIONS + 1, action_tanh=True
 )
 
 # What each action adds to x and y.

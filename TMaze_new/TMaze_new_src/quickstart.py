@@ -22,6 +22,7 @@ if __name__ == "__main__":  # started as a script
 
 from RATE_model.cli.limits import Natural, Ranged
 from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.reproduce import of_modes
 from RATE_model.cli.training import run_directory
 from RATE_model.errors import UserError
 from RATE_model.loading import load_model
@@ -36,11 +37,8 @@ from TMaze_new.TMaze_new_src.pictures import draw_maps
 HERE = Path(__file__).resolve().parent
 FAST = HERE / "config_fast.yaml"
 # The flags that differ between the two models; the rest is config_fast.yaml.
-MODELS = {
-    "RATE": ("--model_mode", "RATE"),
-    # Sliding the window of 90 steps by 60 at a time recomputes it 60 times less often than the published protocol.
-    "DT": ("--model_mode", "DT", "--slide", "60"),
-}
+# Sliding the window of 90 steps by 60 at a time recomputes it 60 times less often than the published protocol.
+MODELS = of_modes(("RATE", "DT"), {"DT": "--slide 60"})
 
 
 @dataclass(frozen=True)

@@ -82,24 +82,17 @@ def metrics(played: Played, *, target_return: float) -> dict[str, float]:
     `ReturnsSEM_*` are standard errors over episodes, `ReturnsMin_*` the mean return of the weaker colour, and
     `ReturnsDifference_*` the stronger colour's mean minus the weaker one's.
     """
-    asked = f"{target_return:g}"
-    result = {}
-    for colour in COLOURS:
-        mean, error = mean_and_error(played.returns(colour))
+    asked, result = f"{target_return:g}", {}
+    groups = {f"_{colour}": played.of(colour) for colour in COLOURS} | {"": np.ones_like(played.is_red)}
+    for suffix, rows in groups.items():
+        mean, error = mean_and_error(played.episodes.returns[rows])
         result |= {
-            f"LifeTimeMean_{colour}_{asked}": float(played.lifetimes[played.of(colour)].mean()),
-            f"ReturnsMean_{colour}_{asked}": mean,
-            f"ReturnsSEM_{colour}_{asked}": error,
+            f"LifeTimeMean{suffix}_{asked}": float(played.lifetimes[rows].mean()),
+            f"ReturnsMean{suffix}_{asked}": mean,
+            f"ReturnsSEM{suffix}_{asked}": error,
         }
-    mean, error = mean_and_error(played.episodes.returns)
     means = [result[f"ReturnsMean_{colour}_{asked}"] for colour in COLOURS]
-    return result | {
-        f"LifeTimeMean_{asked}": float(played.lifetimes.mean()),
-        f"ReturnsMean_{asked}": mean,
-        f"ReturnsSEM_{asked}": error,
-        f"ReturnsMin_{asked}": min(means),
-        f"ReturnsDifference_{asked}": max(means) - min(means),
-    }
+    return result | {f"ReturnsMin_{asked}": min(means), f"ReturnsDifference_{asked}": max(means) - min(means)}
 
 
 def figures(played: Played) -> dict[str, float]:

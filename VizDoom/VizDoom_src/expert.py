@@ -57,7 +57,7 @@ _MIRRORED = {LEFT: RIGHT, RIGHT: LEFT, FORWARD: FORWARD, LEFT_FORWARD: RIGHT_FOR
 
 
 class Expert:
-    """Plays one episode after another; call `reset` between them.
+    """Plays one episode.
 
     Args:
         view: what it knows; see the module.
@@ -65,10 +65,6 @@ class Expert:
 
     def __init__(self, view: View = "limited") -> None:
         self._view = view
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the episode."""
         self._turn, self._turned = 0.0, 0  # direction of the last turn, and tics held
         self._target: np.ndarray | None = None
         self._target_tics = 0
@@ -135,12 +131,7 @@ class Expert:
         return self._escape == 0 and full and np.abs(self._trail[0] - position).max() < _STUCK
 
     def _pick_item(
-        self,
-        around: Surroundings,
-        right: np.ndarray,
-        avoided: np.ndarray,
-        distances: np.ndarray,
-        bearings: np.ndarray,
+        self, around: Surroundings, right: np.ndarray, avoided: np.ndarray, distances: np.ndarray, bearings: np.ndarray
     ) -> int:
         """Which of the right items to go to."""
         cost = np.maximum(distances - TOUCH_DISTANCE, 0) / TOP_SPEED + np.abs(bearings) / FAST_TURN

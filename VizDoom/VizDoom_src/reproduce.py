@@ -69,9 +69,9 @@ CONTROLLED = ("RATE", "RATE, FSQ valve", "LSTM")
 OF_DATA = "data"  # entry for the mean return of the data
 # Cherepanov et al. 2023 (arXiv 2306.09459), table 5, mean over 6 runs; and the score of RATE in a later comparison.
 PUBLISHED = {
-    "RATE": {"red": 38.2, "green": 44.7, "mean": 41.5},
-    "DT": {"red": 7.2, "green": 42.3, "mean": 24.8},
-    "DT, told the colour": {"red": 55.3, "green": 57.2, "mean": 56.5},
+    "RATE": {"red": 38.2, "green": 44.7, "mean": 41.5, "weaker": 38.2, "difference": 6.5},
+    "DT": {"red": 7.2, "green": 42.3, "mean": 24.8, "weaker": 7.2, "difference": 35.1},
+    "DT, told the colour": {"red": 55.3, "green": 57.2, "mean": 56.5, "weaker": 55.3, "difference": 1.9},
     "RATE, data of 150 steps, pillar for 90": {"mean": 59.2},
 }
 
@@ -87,22 +87,6 @@ class Options(PageOptions):
     # Graphics, see train_vizdoom.py; none = the setting's. Other graphics have separate runs and pages
     graphics: Graphics | None = None
 
-    @property
-    def page(self) -> str:
-        """The base name of the results files."""
-        name = "vizdoom" if self.setting == "fast" else f"vizdoom_{self.setting}"
-        return name if self.graphics is None else f"{name}_{self.graphics}_graphics"
-
-    @property
-    def study(self) -> Study:
-        """The runs."""
-        study = STUDIES[self.setting]
-        if self.graphics is None:
-            return study
-        flags = ("--graphics", self.graphics)
-        prefix = f"{study.prefix}_{self.graphics}_graphics"
-        return replace(study, settings=(*study.settings, *flags), prefix=prefix)
-
 
 class Page(ControlsPage):
     """What is measured and shown."""
@@ -115,17 +99,27 @@ class Page(ControlsPage):
     @property
     def name(self) -> str:
         """Named by setting and graphics."""
-        return self.options.page
+        setting, graphics = self.options.setting, self.options.graphics
+        name = "vizdoom" if setting == "fast" else f"vizdoom_{setting}"
+        return name if graphics is None else f"{name}_{graphics}_graphics"
 
     @property
     def study(self) -> Study:
         """The setting's runs."""
-        return self.options.study
+        study, graphics = STUDIES[self.options.setting], self.options.graphics
+        if graphics is None:
+            return study
+        prefix = f"{study.prefix}_{graphics}_graphics"
+        return replace(study, settings=(*study.settings, "--graphics", graphics), prefix=prefix)
 
     @cached_property
     def data_return(self) -> float:
         """Mean return of the training episodes."""
-        return mean_return_of_data(self.data)
+        returns = []
+        for path in self.data:
+            with DATA.open(path) as file:
+                returns.append(file.episode_returns())
+        return float(np.concatenate(returns).mean())
 
     def of_runs(self, runs: Sequence[Path]) -> Entry:
         """The columns of the runs' last evaluations, with standard errors as COLUMN_error."""
@@ -188,6 +182,7 @@ class Page(ControlsPage):
             column: lambda entry, index, column=column: seed_cell(entry, column, index) for column in COLUMNS
         }
         trained = [label for label in self.study.models if label in players]
+        published = [[label, *(found.get(column, "") for column in COLUMNS)] for label, found in PUBLISHED.items()]
         return [
             f"Return in {task.eval_episodes} episodes a seed, half of them red, of at most {task.episode_timeout} "
             f"steps, asked for {described(task.target_return, task.reset_target)}, measured {origin(players)}. ± "
@@ -201,7 +196,7 @@ class Page(ControlsPage):
             seed_table(players, None, columns, heading=""),
             "For context, published results with the original graphics, 5000 episodes of another policy and a cap of "
             "2100 steps:",
-            published_table(),
+            table(["published", *COLUMNS], published),
             "Commands:",
             "\n".join(self.study.commands(players[label]["seeds"], [label]) for label in trained),
         ]
@@ -215,27 +210,6 @@ def of_figures(found: Mapping[str, list[float]]) -> dict[str, list[float]]:
 def described(target_return: float, reset: bool) -> str:
     """A target return in words."""
     return f"{target_return:g} at every segment" if reset else f"{target_return:g}"
-
-
-def mean_return_of_data(paths: Sequence[Path]) -> float:
-    """Mean return of the training episodes."""
-    returns = []
-    for path in paths:
-        with DATA.open(path) as file:
-            returns.append(file.episode_returns())
-    return float(np.concatenate(returns).mean())
-
-
-def published_table() -> str:
-    """The published figures, as Markdown."""
-    rows = []
-    for label, found in PUBLISHED.items():
-        red, green = found.get("red"), found.get("green")
-        entry = dict(found)
-        if red is not None and green is not None:
-            entry |= {"weaker": min(red, green), "difference": abs(red - green)}
-        rows.append([label, *(f"{entry[column]:.1f}" if column in entry else "" for column in COLUMNS)])
-    return table(["published", *COLUMNS], rows)
 
 
 main = Page.main

@@ -9,7 +9,7 @@ pytest.importorskip("scipy")
 
 from MemoryMaze.MemoryMaze_src.env import MemoryMazeEnv
 from MemoryMaze.MemoryMaze_src.evaluate import UnrenderedMaze
-from MemoryMaze.MemoryMaze_src.experts import EXPERTS, PERTURBATION_STEPS, Explorer, Planner, expert, look
+from MemoryMaze.MemoryMaze_src.experts import EXPERTS, PERTURBATION_STEPS, Explorer, Planner, look
 from MemoryMaze.MemoryMaze_src.navigation import REACH, Pilot, field
 
 EAST, NORTH, WEST = np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array([-1.0, 0.0])
@@ -151,7 +151,7 @@ def test_explorer_walks_straight_to_known_balls():
     balls = [(8.5, 0.5), (0.5, 8.5), (2.5, 3.5)]
     times = {}
     for kind in EXPERTS:
-        player = expert(kind, np.random.default_rng(0), 0.0)
+        player = EXPERTS[kind](np.random.default_rng(0))
         touches = [touched for _, _, touched in walk(player, layout(), (4.5, 4.5), balls, 420)]
         times[kind] = np.diff(np.flatnonzero(touches), prepend=0)
     rounds = {kind: steps[: len(steps) // 3 * 3].reshape(-1, 3).sum(axis=1) for kind, steps in times.items()}
@@ -232,7 +232,7 @@ def test_noise_is_the_share_of_random_actions():
 def test_players_find_a_ball_in_the_game(kind, steps):
     with contextlib.closing(MemoryMazeEnv(privileged=True)) as maze:
         _, info = maze.reset(seed=0)
-        player, total = expert(kind, np.random.default_rng(0), 0.0), 0.0
+        player, total = EXPERTS[kind](np.random.default_rng(0)), 0.0
         for _ in range(steps):
             _, reward, _, _, info = maze.step(player.act(info))
             total += reward
@@ -245,7 +245,7 @@ def test_the_explorer_does_not_get_stuck(seed):
     """At a wall that it faces; and, having searched the nearer of two places, on its way to the other."""
     with contextlib.closing(UnrenderedMaze(privileged=True)) as maze:
         _, info = maze.reset(seed=seed)
-        player, total = expert("explorer", np.random.default_rng([seed, 1]), 0.0), 0.0
+        player, total = Explorer(np.random.default_rng([seed, 1])), 0.0
         for _ in range(500):
             _, reward, _, _, info = maze.step(player.act(info))
             total += reward

@@ -83,7 +83,7 @@ def asked(tmp_path, monkeypatch) -> list:
         return {None: played(3.0, 2.0).episodes}
 
     monkeypatch.setattr(type(ENVIRONMENT), "files", lambda self, config: [])
-    monkeypatch.setattr(reproduce, "mean_return_of_data", lambda paths: 4.25)
+    monkeypatch.setattr(reproduce.Page, "data_return", 4.25)
     monkeypatch.setattr(shared, "load_agent", FakeAgent)
     monkeypatch.setattr(shared, "evaluation_of_run", of_run)
     monkeypatch.setattr(type(ENVIRONMENT), "play", play)
