@@ -25,7 +25,7 @@ from Atari.games import game as game_of
 from RATE_model.acting.single import SeededEnv
 from RATE_model.acting.vector import SeededVectorEnv, register_once
 from RATE_model.errors import UserError
-from RATE_model.spec import EnvironmentSpec
+from RATE_model.spec import IMAGES, TANH, EnvironmentSpec
 
 ENV_ID = "AtariFrames-v0"
 FRAME_STACK = 4
@@ -46,12 +46,10 @@ def spec_of(game: Game, *, return_scale: float = 1.0, conv_channels: tuple[int, 
     return EnvironmentSpec(
         observation_shape=(FRAME_STACK, SIZE, SIZE),
         num_actions=game.actions,
-        observation_scale=1 / 255,
         return_scale=return_scale,
         conv_channels=conv_channels,
-        observation_tanh=True,
-        action_tanh=True,
-        return_tanh=True,
+        **IMAGES,
+        **TANH,
     )
 
 

@@ -7,6 +7,11 @@ encoder variant with one `EnvironmentSpec`; the encoders, the head and the loss 
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
+
+# Arguments of `EnvironmentSpec`: for images stored as uint8, and for a tanh after every encoder.
+IMAGES: dict[str, Any] = {"observation_scale": 1 / 255}
+TANH: dict[str, Any] = {"observation_tanh": True, "action_tanh": True, "return_tanh": True}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from RATE_model.acting.single import SeededEnv
 from RATE_model.acting.vector import SeededVectorEnv, register_once
 from RATE_model.cli.limits import Check
 from RATE_model.errors import UserError
-from RATE_model.spec import EnvironmentSpec
+from RATE_model.spec import IMAGES, TANH, EnvironmentSpec
 
 NOOP, FORWARD, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = range(6)
 NUM_ACTIONS = 6
@@ -34,15 +34,7 @@ EPISODE_STEPS = {9: 1000, 11: 2000, 13: 3000, 15: 4000}
 NAME = "Memory Maze"
 SEED_LIMIT = 2**32
 # How the model sees it.
-SPEC = EnvironmentSpec(
-    observation_shape=OBSERVATION_SHAPE,
-    num_actions=NUM_ACTIONS,
-    observation_scale=1 / 255,
-    conv_padding=2,
-    observation_tanh=True,
-    action_tanh=True,
-    return_tanh=True,
-)
+SPEC = EnvironmentSpec(observation_shape=OBSERVATION_SHAPE, num_actions=NUM_ACTIONS, conv_padding=2, **IMAGES, **TANH)
 VIEWS = ("agent", "top")  # of pictures for people
 
 
@@ -151,14 +143,7 @@ class MemoryMazeEnv(SeededEnv):
     def _info(self) -> dict[str, Any]:
         if not self._privileged or self._maze is None:
             return {}
-        maze = self._maze
-        return {
-            "maze_layout": maze.layout,
-            "agent_pos": maze.position,
-            "agent_dir": maze.direction,
-            "targets_pos": maze.targets,
-            "target_index": maze.target,
-        }
+        return self._maze.state()
 
 
 class MemoryMazeVectorEnv(SeededVectorEnv):

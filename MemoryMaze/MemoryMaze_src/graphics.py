@@ -13,6 +13,7 @@ import os
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 from RATE_model.errors import UserError
 from RATE_model.system import offscreen, packages
@@ -23,6 +24,12 @@ if sys.version_info >= (3, 13):
     INSTALL_HINT += " with Python 3.11 or 3.12 (labmaze, which it needs, has no wheels for later ones)"
 
 _PACKAGE = "memory_maze"
+
+
+@functools.cache
+def mujoco() -> Any:
+    """The package mujoco, which is compiled, without types."""
+    return importlib.import_module("mujoco")
 
 
 @functools.cache

@@ -17,11 +17,12 @@ import contextlib
 import functools
 import weakref
 from collections.abc import Iterator, Mapping
-from importlib import import_module
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+
+from MemoryMaze.MemoryMaze_src.graphics import mujoco
 
 _MAX_GEOMS = 2000
 _FONT_SCALE = 100  # per cent; nothing is written into the pictures
@@ -113,22 +114,20 @@ class Camera:
     """
 
     def __init__(self, physics: Any, context: Context, name: str, pixels: int) -> None:
-        mujoco: Any = import_module("mujoco")  # compiled, without types
-
-        self._mujoco, self._physics, self._context = mujoco, physics, context
-        self._scene = mujoco.MjvScene(physics.model.ptr, maxgeom=_MAX_GEOMS)
-        self._option, self._perturbation = mujoco.MjvOption(), mujoco.MjvPerturb()
-        self._camera = mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._physics, self._context = physics, context
+        self._scene = mujoco().MjvScene(physics.model.ptr, maxgeom=_MAX_GEOMS)
+        self._option, self._perturbation = mujoco().MjvOption(), mujoco().MjvPerturb()
+        self._camera = mujoco().MjvCamera()
+        self._camera.type = mujoco().mjtCamera.mjCAMERA_FIXED
         self._camera.fixedcamid = physics.model.name2id(name, "camera")
-        self._area = mujoco.MjrRect(0, 0, pixels, pixels)
+        self._area = mujoco().MjrRect(0, 0, pixels, pixels)
         self._pixels = np.empty((pixels, pixels, 3), dtype=np.uint8)
-        self._everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        self._everything = mujoco().mjtCatBit.mjCAT_ALL.value
 
     def image(self, arrow: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
         """(pixels, pixels, 3) uint8, with an arrow from one point of the world, (3,) in metres, to another."""
         model, data = self._physics.model.ptr, self._physics.data.ptr
-        self._mujoco.mjv_updateScene(
+        mujoco().mjv_updateScene(
             model, data, self._option, self._perturbation, self._camera, self._everything, self._scene
         )
         if arrow is not None:
@@ -137,11 +136,11 @@ class Camera:
         return self._pixels[::-1].copy()  # the first row is the lowest
 
     def _add_arrow(self, start: np.ndarray, end: np.ndarray) -> None:
-        mujoco, scene = self._mujoco, self._scene
-        shape = mujoco.mjtGeom.mjGEOM_ARROW
+        scene = self._scene
+        shape = mujoco().mjtGeom.mjGEOM_ARROW
         geom = scene.geoms[scene.ngeom]
-        mujoco.mjv_initGeom(geom, shape, np.zeros(3), np.zeros(3), np.zeros(9), _ARROW_COLOR)
-        mujoco.mjv_connector(geom, shape, _ARROW_WIDTH, start, end)
+        mujoco().mjv_initGeom(geom, shape, np.zeros(3), np.zeros(3), np.zeros(9), _ARROW_COLOR)
+        mujoco().mjv_connector(geom, shape, _ARROW_WIDTH, start, end)
         scene.ngeom += 1
 
 
@@ -184,9 +183,7 @@ def _free_all() -> None:
 @functools.lru_cache(maxsize=4)  # one set for each size of maze
 def _loaded(textures: str, files: frozenset[tuple[str, bytes]]) -> Any:
     """MuJoCo's context of a model that only has textures."""
-    mujoco: Any = import_module("mujoco")  # compiled, without types
-
-    model = mujoco.MjModel.from_xml_string(
+    model = mujoco().MjModel.from_xml_string(
         f"<mujoco><asset>{textures}</asset><worldbody/></mujoco>", assets=dict(files)
     )
     with _drawing() as thread:
@@ -194,14 +191,10 @@ def _loaded(textures: str, files: frozenset[tuple[str, bytes]]) -> Any:
 
 
 def _make_context(model: Any) -> Any:
-    mujoco: Any = import_module("mujoco")  # compiled, without types
-
-    return mujoco.MjrContext(model, _FONT_SCALE)
+    return mujoco().MjrContext(model, _FONT_SCALE)
 
 
 def _draw(area: Any, scene: Any, context: Any, pixels: np.ndarray) -> None:
-    mujoco: Any = import_module("mujoco")  # compiled, without types
-
-    mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, context)
-    mujoco.mjr_render(area, scene, context)
-    mujoco.mjr_readPixels(pixels, None, area, context)
+    mujoco().mjr_setBuffer(mujoco().mjtFramebuffer.mjFB_OFFSCREEN.value, context)
+    mujoco().mjr_render(area, scene, context)
+    mujoco().mjr_readPixels(pixels, None, area, context)

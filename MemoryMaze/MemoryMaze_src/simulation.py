@@ -16,14 +16,13 @@ from __future__ import annotations
 import contextlib
 import types
 from collections.abc import Iterator
-from importlib import import_module
 from typing import Any
 from unittest import mock
 from xml.etree import ElementTree
 
 import numpy as np
 
-from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
+from MemoryMaze.MemoryMaze_src.graphics import maze_tasks, mujoco
 from MemoryMaze.MemoryMaze_src.rendering import Camera, Context, Textures
 
 IMAGE = 64  # pixels, height and width of an observation
@@ -44,7 +43,6 @@ class Maze:
     """The maze and the episode of one seed.
 
     Attributes:
-        layout: (size, size) bool, True = free; row y, column x, cell = floor(position); read-only.
         reward: of the last step.
 
     Args:
@@ -77,7 +75,7 @@ class Maze:
         self._walker = model.name2id(_WALKER, "body")
         self._substeps = self._task.physics_steps_per_control_step
         self._agent_view = Camera(self._physics, self._context, _AGENT_CAMERA, IMAGE)
-        self.layout = _layout(self._task._maze_arena)
+        self._layout = _layout(self._task._maze_arena)
         self.reward = 0.0
 
     @property
@@ -91,19 +89,20 @@ class Maze:
         return (self._task._target_colors[self.target] * _BORDER_BRIGHTNESS).astype(np.uint8)
 
     @property
-    def position(self) -> np.ndarray:
-        """(2,) float64, x and y of the agent in cells."""
-        return self._in_cells(self._physics.data.xpos[self._walker])
-
-    @property
     def direction(self) -> np.ndarray:
         """(2,) float64, x and y of the unit vector in which the agent faces."""
         return self._physics.data.xmat[self._walker].reshape(3, 3)[:2, 1].copy()
 
-    @property
-    def targets(self) -> np.ndarray:
-        """(n, 2) float64, x and y of all targets in cells."""
-        return self._in_cells(self._physics.data.geom_xpos[self._spheres])
+    def state(self) -> dict[str, Any]:
+        """What a player must not know; see `MemoryMazeEnv`."""
+        data = self._physics.data
+        return {
+            "maze_layout": self._layout,
+            "agent_pos": self._in_cells(data.xpos[self._walker]),
+            "agent_dir": self.direction,
+            "targets_pos": self._in_cells(data.geom_xpos[self._spheres]),
+            "target_index": self.target,
+        }
 
     def step(self, action: int) -> None:
         """Take one of the package's six actions and note the reward."""
@@ -141,19 +140,17 @@ class Maze:
 
     def _advance(self, model: Any, data: Any) -> None:
         """The physics steps of one action; which targets were touched."""
-        mujoco: Any = import_module("mujoco")  # compiled, without types
-
         away = data.geom_xpos[self._spheres, :2] - data.xpos[self._walker, :2]
         if np.square(away).sum(axis=1).min() > _NEAR**2:
             # Positions and velocities are in sync before and after: the order of dm_control's own steps.
-            mujoco.mj_step2(model, data)
-            mujoco.mj_step(model, data, self._substeps - 1)
-            mujoco.mj_step1(model, data)
+            mujoco().mj_step2(model, data)
+            mujoco().mj_step(model, data, self._substeps - 1)
+            mujoco().mj_step1(model, data)
             return
         touched = np.zeros(len(self._targets), dtype=bool)
         for _ in range(self._substeps):
-            mujoco.mj_step2(model, data)
-            mujoco.mj_step1(model, data)
+            mujoco().mj_step2(model, data)
+            mujoco().mj_step1(model, data)
             if data.ncon:
                 touched |= (data.contact.geom[:, :, None] == self._spheres).any(axis=(0, 1))
         for row in np.flatnonzero(touched):

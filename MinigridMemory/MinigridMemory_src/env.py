@@ -37,7 +37,7 @@ from RATE_model.acting.single import SeededEnv
 from RATE_model.acting.vector import SeededVectorEnv, register_once
 from RATE_model.cli.limits import Check
 from RATE_model.errors import UserError
-from RATE_model.spec import EnvironmentSpec
+from RATE_model.spec import IMAGES, EnvironmentSpec
 from RATE_model.system.packages import extra, needed
 
 NAME = "Minigrid-Memory"
@@ -57,10 +57,7 @@ LEAST_REWARD = 0.1
 # How the model sees it. The published model had a fourth action, which denoted padding in its action table and could be
 # sampled when acting. Here the table keeps its four rows, but the head predicts three actions.
 SPEC = EnvironmentSpec(
-    observation_shape=OBSERVATION_SHAPE,
-    num_actions=NUM_ACTIONS,
-    action_embeddings=NUM_ACTIONS + 1,
-    observation_scale=1 / 255,
+    observation_shape=OBSERVATION_SHAPE, num_actions=NUM_ACTIONS, action_embeddings=NUM_ACTIONS + 1, **IMAGES
 )
 
 _UNLIMITED = 2**31  # time limit of the wrapped maze: only ours ends episodes

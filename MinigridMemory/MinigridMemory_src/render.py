@@ -30,25 +30,14 @@ def render_maze(maze: Any) -> np.ndarray:
     for place, column in enumerate(columns):
         for row in range(ROWS if column >= 0 else 0):
             grid.set(place, row, maze.grid.get(int(column), top + row))
-    lit = _seen(maze)
-    highlight = np.zeros((len(columns), ROWS), dtype=bool)
-    for place, column in enumerate(columns):
-        highlight[place] = [(int(column), top + row) in lit for row in range(ROWS)]
+    _, visible = maze.gen_obs_grid()
+    lit = np.zeros((len(columns), ROWS), dtype=bool)
+    for place, row in np.ndindex(lit.shape):
+        seen = maze.relative_coords(columns[place], top + row)
+        lit[place, row] = seen is not None and visible[seen]
     tile = LARGE if maze.width <= LARGE_COLUMNS else SMALL
     place = int(np.flatnonzero(columns == x)[0])
-    image = grid.render(tile, agent_pos=(place, y - top), agent_dir=maze.agent_dir, highlight_mask=highlight)
+    image = grid.render(tile, agent_pos=(place, y - top), agent_dir=maze.agent_dir, highlight_mask=lit)
     for value, colour in ((GAP, OMITTED), (BEYOND, OUTSIDE)):
         image[:, np.repeat(columns == value, tile)] = colour
     return image
-
-
-def _seen(maze: Any) -> set[tuple[int, int]]:
-    """The (x, y) of all cells that the agent sees."""
-    _, visible = maze.gen_obs_grid()
-    side = len(visible)
-    ahead, right = np.asarray(maze.dir_vec), np.asarray(maze.right_vec)
-    cells = [
-        np.asarray(maze.agent_pos) + ahead * (side - 1 - far) + right * (across - side // 2)
-        for across, far in zip(*np.nonzero(visible), strict=True)
-    ]
-    return {(int(x), int(y)) for x, y in cells}

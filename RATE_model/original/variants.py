@@ -9,18 +9,16 @@ after the action encoder, and it also supports POPGym, MIKASA-Robo and classic c
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from RATE_model.cli.options import check_choice
 from RATE_model.errors import UserError
-from RATE_model.spec import EnvironmentSpec
+from RATE_model.spec import IMAGES, TANH, EnvironmentSpec
 
 Branch = Literal["rate-old", "main"]
 
-_IMAGE: dict[str, Any] = {"observation_scale": 1 / 255}
-_TANH: dict[str, Any] = {"observation_tanh": True, "action_tanh": True, "return_tanh": True}
 _VOCABULARY = re.compile(r"(crit|out_layer|word_emb)\..*")
 
 
@@ -55,20 +53,20 @@ VARIANTS: dict[str, Variant] = {
     ),
     "doom": Variant(
         title="ViZDoom-Two-Colors",
-        spec=EnvironmentSpec(observation_shape=(3, 64, 112), num_actions=5, **_TANH, **_IMAGE),
+        spec=EnvironmentSpec(observation_shape=(3, 64, 112), num_actions=5, **TANH, **IMAGES),
     ),
     "minigrid_memory": Variant(
         title="Minigrid-Memory",
-        spec=EnvironmentSpec(observation_shape=(3, 84, 84), num_actions=4, **_IMAGE),
+        spec=EnvironmentSpec(observation_shape=(3, 84, 84), num_actions=4, **IMAGES),
         rows=(4, 5),
     ),
     "memory_maze": Variant(
         title="Memory Maze",
-        spec=EnvironmentSpec(observation_shape=(3, 64, 64), num_actions=6, conv_padding=2, **_TANH, **_IMAGE),
+        spec=EnvironmentSpec(observation_shape=(3, 64, 64), num_actions=6, conv_padding=2, **TANH, **IMAGES),
     ),
     "atari": Variant(
         title="Atari",
-        spec=EnvironmentSpec(observation_shape=(4, 84, 84), num_actions=4, **_TANH, **_IMAGE),
+        spec=EnvironmentSpec(observation_shape=(4, 84, 84), num_actions=4, **TANH, **IMAGES),
         any_size=True,
     ),
     "mujoco": Variant(
@@ -102,7 +100,7 @@ VARIANTS: dict[str, Variant] = {
     "maniskill-pushcube": Variant(
         title="ManiSkill PushCube",
         spec=EnvironmentSpec(
-            observation_shape=(3, 128, 128), num_actions=8, continuous=True, observation_tanh=True, **_IMAGE
+            observation_shape=(3, 128, 128), num_actions=8, continuous=True, observation_tanh=True, **IMAGES
         ),
         branches=("rate-old",),
         nested_actions=False,
@@ -111,7 +109,7 @@ VARIANTS: dict[str, Variant] = {
     "mikasa_robo": Variant(
         title="MIKASA-Robo",
         spec=EnvironmentSpec(
-            observation_shape=(6, 128, 128), num_actions=8, continuous=True, observation_tanh=True, **_IMAGE
+            observation_shape=(6, 128, 128), num_actions=8, continuous=True, observation_tanh=True, **IMAGES
         ),
         branches=("main",),
         nested_actions=False,

@@ -20,7 +20,7 @@ from RATE_model.acting.single import SeededEnv
 from RATE_model.acting.vector import SeededVectorEnv, register_once
 from RATE_model.data.resize import Bilinear
 from RATE_model.errors import UserError
-from RATE_model.spec import EnvironmentSpec
+from RATE_model.spec import IMAGES, TANH, EnvironmentSpec
 from VizDoom.VizDoom_src.engine import SCREEN, Engine, EngineDied, Surroundings
 from VizDoom.VizDoom_src.scenario import TICS_PER_STEP, Scenario
 
@@ -36,14 +36,7 @@ HEAL_REWARD = 1.0
 SEED_LIMIT = 2**32  # the engine's limit
 
 # How the model sees it.
-SPEC = EnvironmentSpec(
-    observation_shape=OBSERVATION_SHAPE,
-    num_actions=NUM_ACTIONS,
-    observation_scale=1 / 255,
-    observation_tanh=True,
-    action_tanh=True,
-    return_tanh=True,
-)
+SPEC = EnvironmentSpec(observation_shape=OBSERVATION_SHAPE, num_actions=NUM_ACTIONS, **IMAGES, **TANH)
 
 _COLOUR_STREAM = 1  # one of the random streams of a seed
 
