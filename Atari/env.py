@@ -61,7 +61,6 @@ class AtariEnv(SeededEnv):
 
     Attributes:
         console: the emulator; scripted players read its memory and look ahead with it.
-        frame: (84, 84) uint8, the newest picture.
 
     Args:
         game: its name; see `Atari.games`.
@@ -104,11 +103,6 @@ class AtariEnv(SeededEnv):
         self.console = Console(self.game)
         self._lives, self._before = 0, self.console.noop
         self._generator = np.random.default_rng(0)
-
-    @property
-    def frame(self) -> np.ndarray:
-        """The newest picture: a view, (84, 84) uint8."""
-        return self._observation[-1]
 
     def render(self) -> np.ndarray | None:
         """The screen in colour, (210, 160, 3) uint8 (a few games: 250 rows); None without a render mode."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -27,30 +28,26 @@ EXPERT_VERSION = 1  # raise it if a seed gives different actions: data of other 
 
 
 class ScriptedPlayer(ABC):
-    """A player of one game at a time.
+    """A player of one episode.
 
     Attributes:
         description: a few words on how it plays.
 
     Args:
+        game: what it plays.
         generator: for all its random choices.
         noise: probability of a random action at each step.
     """
 
     description: ClassVar[str]
 
-    def __init__(self, generator: np.random.Generator, noise: float = 0.0) -> None:
-        self._generator = generator
-        self._noise = noise
-
-    @abstractmethod
-    def reset(self, env: AtariEnv) -> None:
-        """Begin an episode in an environment that was just reset."""
+    def __init__(self, game: Game, generator: np.random.Generator, noise: float = 0.0) -> None:
+        self._actions, self._generator, self._noise = game.actions, generator, noise
 
     def act(self, env: AtariEnv) -> int:
         """The next action; leaves the environment's game unchanged."""
         random = self._generator.random() < self._noise
-        action = int(self._generator.integers(env.game.actions)) if random else self._choose(env.console)
+        action = int(self._generator.integers(self._actions)) if random else self._choose(env.console)
         self._took(action)
         return action
 
@@ -82,11 +79,7 @@ class BreakoutPlayer(ScriptedPlayer):
     WALLS = (56, 200)
     PADDLE_ROW, LOWEST_ROW = 179, 190
 
-    def reset(self, env: AtariEnv) -> None:
-        """Forget where ball and paddle were."""
-        self._ball = (0, 0)
-        self._moving, self._aside = 0, 0
-        self._bricks, self._in_vain = 0, 0
+    _ball, _moving, _aside, _bricks, _in_vain = (0, 0), 0, 0, 0, 0
 
     def _choose(self, console: Console) -> int:
         memory = console.memory()
@@ -139,11 +132,8 @@ class PongPlayer(ScriptedPlayer):
     PADDLE_COLUMN = 189
     FORESIGHT = 120  # decisions
 
-    def reset(self, env: AtariEnv) -> None:
-        """Forget where ball and paddle were."""
-        self._ball, self._coming = (0, 0), False
-        self._moved, self._stroke = (0, 0, 0), self.STROKES[0]
-        self._plan: list[int] = []
+    _ball, _coming, _moved, _stroke = (0, 0), False, (0, 0, 0), STROKES[0]
+    _plan: Sequence[int] = ()
 
     def _choose(self, console: Console) -> int:
         memory = console.memory()
@@ -155,7 +145,7 @@ class PongPlayer(ScriptedPlayer):
 
     def _took(self, action: int) -> None:
         self._moved = self._after(action, self._moved)
-        self._plan = self._plan[1:] if self._plan and action == self._plan[0] else []
+        self._plan = self._plan[1:] if self._plan and action == self._plan[0] else ()
 
     def _best_stroke(self, console: Console, before: tuple[int, int]) -> tuple[tuple[int, int], list[int]]:
         """How to hit the ball and, if that wins, the actions up to the point."""
@@ -225,11 +215,8 @@ class Planner(ScriptedPlayer):
     DISCOUNT = 0.97  # per decision
     LIFE = 5.0  # in points
 
-    def reset(self, env: AtariEnv) -> None:
-        """Forget the plan."""
-        self._actions = env.game.actions
-        self._plan = np.zeros(0, dtype=np.int64)
-        self._done = 0  # decisions of the plan
+    _plan = np.zeros(0, dtype=np.int64)
+    _done = 0  # decisions of the plan
 
     def _choose(self, console: Console) -> int:
         if self._done % self.FOLLOWED == 0:
@@ -305,4 +292,4 @@ def expert(game: Game, generator: np.random.Generator, *, noise: float = 0.0) ->
         generator: for all its random choices.
         noise: probability of a random action at each step; 1: the random player.
     """
-    return player_class(game)(generator, noise)
+    return player_class(game)(game, generator, noise)

@@ -23,7 +23,7 @@ from Atari.env import ENV_ID, PUBLISHED_CAP, AtariEnv
 from Atari.experts import EXPERT_VERSION, expert, player_class
 from Atari.games import ale_py
 from Atari.games import game as game_of
-from RATE_model.data.maker import record
+from RATE_model.data.maker import Drive, record
 from RATE_model.data.parts import Job, make_until
 from RATE_model.data.writer import TrajectoryWriter
 
@@ -83,17 +83,18 @@ def _play_part(recipe: Recipe, writer: TrajectoryWriter, first: int, count: int)
     """Play episodes and write them."""
     for number in range(first, first + count):
         noise, seed = recipe.mix[number % len(recipe.mix)], FIRST_DATA_SEED + number
-        episode = play(_environment(recipe.game, recipe.sticky, recipe.max_steps), seed, noise)
-        constant = {"noise": np.float32(noise), "seed": np.int64(seed)}
-        episode["infos"] |= {name: np.full(len(episode["actions"]), value) for name, value in constant.items()}
-        writer.add_episode(**episode)
+        writer.add_episode(**play(_environment(recipe.game, recipe.sticky, recipe.max_steps), seed, noise))
 
 
 def play(env: AtariEnv, seed: int, noise: float) -> dict[str, Any]:
-    """The scripted player's episode of a seed; see `record`. Also records the lives at each frame."""
-    player, first = expert(env.game, np.random.default_rng([seed, EXPERT_STREAM]), noise=noise), env.reset(seed=seed)
-    player.reset(env)
-    return record(env, first, lambda frame, info, _: (player.act(env), {"lives": np.uint8(info["lives"])}))
+    """The scripted player's episode of a seed; see `record`. Also records the lives at each frame, noise and seed."""
+    player = expert(env.game, np.random.default_rng([seed, EXPERT_STREAM]), noise=noise)
+
+    def act(frame: np.ndarray, info: Mapping[str, Any], drive: Drive | None) -> tuple[int, dict[str, Any]]:
+        noted = {"lives": np.uint8(info["lives"]), "noise": np.float32(noise), "seed": np.int64(seed)}
+        return player.act(env), noted
+
+    return record(env, env.reset(seed=seed), act)
 
 
 @functools.lru_cache(maxsize=1)

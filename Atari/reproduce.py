@@ -63,7 +63,6 @@ def expert_returns(game: Game) -> np.ndarray:
     for seed in ENVIRONMENT.seeds(EXPERT_EPISODES):
         player = expert(game, np.random.default_rng(int(seed)))
         environment.reset(seed=int(seed))
-        player.reset(environment)
         total, _, _ = play_episode(environment, partial(player.act, environment))
         returns.append(total)
     environment.close()

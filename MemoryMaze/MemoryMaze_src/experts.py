@@ -15,7 +15,7 @@ every step what they would have done.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,10 @@ class Sight:
     walls: np.ndarray
     searched: np.ndarray
     balls: np.ndarray
+
+    def __or__(self, other: Sight) -> Sight:
+        """What is seen from both positions together."""
+        return Sight(*map(np.logical_or, vars(self).values(), vars(other).values()))
 
 
 def look(layout: np.ndarray, position: np.ndarray, direction: np.ndarray, balls: np.ndarray) -> Sight:
@@ -173,46 +177,37 @@ class Explorer(Planner):
     """Goes to the target ball if it has seen it, and otherwise to places it has not looked at.
 
     Attributes:
-        free, walls, searched: (size, size) bool, the cells seen so far, and those where a ball would have been seen.
-        balls: (n,) bool, the balls seen so far.
+        known: what it has seen so far; None at first.
     """
-
-    free: np.ndarray
-    walls: np.ndarray
-    searched: np.ndarray
-    balls: np.ndarray
 
     def __init__(self, generator: np.random.Generator, *, noise: float = 0.0, perturbation: float = 0.0) -> None:
         super().__init__(generator, noise=noise, perturbation=perturbation)
-        self._began = False
+        self.known: Sight | None = None
         self._fields: dict[Any, Field] = {}
         self._search: Field | None = None
         self._places = np.zeros((0, 2), dtype=int)  # rows and columns of the goals of that field
 
     def _ways(self, info: dict[str, Any]) -> Field:
-        self._see(look(info["maze_layout"], info["agent_pos"], info["agent_dir"], info["targets_pos"]))
+        known = self._see(look(info["maze_layout"], info["agent_pos"], info["agent_dir"], info["targets_pos"]))
         target, place = info["target_index"], info["agent_pos"]
-        if self.balls[target]:
+        if known.balls[target]:
             goal = info["targets_pos"][[target]]
-            ways = self._remembered((target, True), lambda: field(self.free, goal))
+            ways = self._remembered((target, True), lambda: field(known.free, goal))
             if ways.reachable(place):
                 return ways
-            return self._remembered((target, False), lambda: field(~self.walls, goal))
-        return self._ways_to_search(place)
+            return self._remembered((target, False), lambda: field(~known.walls, goal))
+        return self._ways_to_search(known, place)
 
-    def _see(self, sight: Sight) -> None:
-        """Update the known cells and balls. Drops paths over changed ground."""
-        if not self._began:
-            self.free, self.walls, self.searched, self.balls = sight.free, sight.walls, sight.searched, sight.balls
-            self._began = True
-            return
-        new_walls = (sight.walls & ~self.walls).any()
+    def _see(self, sight: Sight) -> Sight:
+        """The known cells and balls after another look. Drops paths over changed ground."""
+        before = self.known or sight
+        new_walls = (sight.walls & ~before.walls).any()
         if new_walls:
             self._search = None
-        if new_walls or (sight.free & ~self.free).any():
+        if new_walls or (sight.free & ~before.free).any():
             self._fields.clear()
-        self.free, self.walls = self.free | sight.free, self.walls | sight.walls
-        self.searched, self.balls = self.searched | sight.searched, self.balls | sight.balls
+        self.known = before | sight
+        return self.known
 
     def _remembered(self, key: Any, make: Callable[[], Field]) -> Field:
         """A field over the known ground, cached."""
@@ -220,19 +215,20 @@ class Explorer(Planner):
             self._fields[key] = make()
         return self._fields[key]
 
-    def _ways_to_search(self, place: np.ndarray) -> Field:
+    def _ways_to_search(self, known: Sight, place: np.ndarray) -> Field:
         """Paths to places that may hold a ball: unsearched ground, and unseen cells next to seen ground.
 
         They stay valid until the place they lead to has been searched, or a wall shows up.
         """
-        padded = np.pad(self.free, 1)
+        free, walls = known.free, known.walls
+        padded = np.pad(free, 1)
         beside = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
-        places = (self.free & ~self.searched) | (~self.free & ~self.walls & beside)
+        places = (free & ~known.searched) | (~free & ~walls & beside)
         if not places.any():  # the ball was overlooked
-            self.searched, places = np.zeros_like(self.searched), self.free
+            self.known, places = replace(known, searched=np.zeros_like(free)), free
         if self._search is None or not places[tuple(self._places[self._search.nearest(place)])]:
             self._places = np.argwhere(places)
-            self._search = field(~self.walls, self._places[:, ::-1] + 0.5)
+            self._search = field(~walls, self._places[:, ::-1] + 0.5)
         return self._search
 
 

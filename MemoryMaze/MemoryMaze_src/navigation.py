@@ -77,12 +77,12 @@ def field(layout: np.ndarray, goals: np.ndarray) -> Field:
     from scipy.sparse.csgraph import dijkstra
 
     free = np.kron(layout, np.ones((PER_CELL, PER_CELL), dtype=bool))
-    clear = _clear(free)
-    edges = _edges(len(free))
-    flat, safe = free.ravel(), clear.ravel()
-    possible = flat[edges.passed].all(axis=0)
-    ends = edges.passed[:2, possible]
-    lengths = np.where(safe[ends].all(axis=0), 1.0, _NEAR_WALL) * edges.lengths[possible]
+    to_wall: Any = distance_transform_edt(np.pad(free, 1))
+    safe = (to_wall[1:-1, 1:-1] > _CLEARANCE * PER_CELL).ravel()
+    passed, lengths = _edges(len(free))
+    possible = free.ravel()[passed].all(axis=0)
+    ends = passed[:2, possible]
+    lengths = np.where(safe[ends].all(axis=0), 1.0, _NEAR_WALL) * lengths[possible]
     graph = csr_array((lengths, (ends[0], ends[1])), shape=(free.size, free.size))
     points = [fine_point(goal, len(free)) for goal in goals]
     sources, numbers = np.unique([y * len(free) + x for x, y in points], return_index=True)
@@ -143,17 +143,12 @@ class Pilot:
         self._left = float(_LEFT[action])
 
 
-@dataclass(frozen=True)
-class _Edges:
-    """Edges between neighbouring points: the points passed (4, E), both ends first, and their lengths (E,) in cells."""
-
-    passed: np.ndarray
-    lengths: np.ndarray
-
-
 @functools.cache
-def _edges(count: int) -> _Edges:
-    """All edges between neighbours on a completely free ground of count x count points."""
+def _edges(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """All edges between neighbours on a completely free ground of count x count points.
+
+    Returns the points passed (4, E), both ends first, and the edges' lengths (E,) in cells.
+    """
     numbers = np.arange(count * count).reshape(count, count)
     passed, lengths = [], []
     for down, right in ((0, 1), (1, 0), (1, 1), (1, -1), (1, 2), (2, 1), (1, -2), (2, -1)):
@@ -163,15 +158,7 @@ def _edges(count: int) -> _Edges:
         high = numbers[y + -(-down // 2), x + int(np.ceil(right / 2))]
         passed.append(np.stack([numbers[y, x], numbers[y + down, x + right], low, high]))
         lengths.append(np.full(len(y), np.hypot(down, right) / PER_CELL))
-    return _Edges(np.concatenate(passed, axis=1), np.concatenate(lengths))
-
-
-def _clear(free: np.ndarray) -> np.ndarray:
-    """Points farther than the clearance from every wall, (N, N) bool."""
-    from scipy.ndimage import distance_transform_edt
-
-    to_wall: Any = distance_transform_edt(np.pad(free, 1))
-    return to_wall[1:-1, 1:-1] > _CLEARANCE * PER_CELL
+    return np.concatenate(passed, axis=1), np.concatenate(lengths)
 
 
 @functools.cache

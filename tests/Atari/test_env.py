@@ -137,7 +137,6 @@ def test_four_pictures_are_stacked_oldest_first(breakout):
     assert (observations[1:, 3] != observations[:-1, 3]).any(axis=(1, 2)).all()
     single = AtariEnv("Breakout", frame_stack=1)
     np.testing.assert_array_equal(play(single, [FIRE, RIGHT])[0][:, 0], observations[:3, 3])
-    np.testing.assert_array_equal(single.frame, observations[2, 3])
 
 
 def test_fire_is_pressed_at_the_start_and_after_each_life(breakout):

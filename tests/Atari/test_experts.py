@@ -14,7 +14,6 @@ def episode(env, noise=0.0, steps=500, seed=0):
     """The rewards and actions of a player's first steps, and the lives left after them."""
     player = expert(env.game, np.random.default_rng(seed), noise=noise)
     _, info = env.reset(seed=seed)
-    player.reset(env)
     rewards, actions = [], []
     for _ in range(steps):
         actions.append(player.act(env))
@@ -71,7 +70,6 @@ def test_players_leave_the_game_as_it_was(pong, monkeypatch):
     for env, steps in ((pong, 120), (AtariEnv("Qbert", frame_stack=1), 6)):
         player = expert(env.game, np.random.default_rng(0))
         env.reset(seed=0)
-        player.reset(env)
         for _ in range(steps):
             before = env.console.memory().copy()
             action = player.act(env)

@@ -123,12 +123,11 @@ def test_explorer_uses_only_what_it_has_seen():
     def elsewhere(player):
         def change(info):
             seen = look(info["maze_layout"], info["agent_pos"], info["agent_dir"], info["targets_pos"])
-            free, walls, found = seen.free, seen.walls, seen.balls
-            if hasattr(player, "free"):
-                free, walls, found = free | player.free, walls | player.walls, found | player.balls
-            maze = np.where(free | walls, info["maze_layout"], rng.random((9, 9)) < 0.5)
+            if (known := getattr(player, "known", None)) is not None:
+                seen = seen | known
+            maze = np.where(seen.free | seen.walls, info["maze_layout"], rng.random((9, 9)) < 0.5)
             # A ball that was moved must not come into view: outside the maze it is never visible.
-            moved = np.where(found[:, None], info["targets_pos"], -5.0)
+            moved = np.where(seen.balls[:, None], info["targets_pos"], -5.0)
             return {**info, "maze_layout": maze, "targets_pos": moved}
 
         return change
@@ -141,7 +140,7 @@ def test_explorer_uses_only_what_it_has_seen():
 
     shown = explorer()
     assert actions(shown, elsewhere(shown)) == actions(explorer(), None)
-    assert shown.balls.all() and (shown.free | shown.walls).mean() > 0.8
+    assert shown.known.balls.all() and (shown.known.free | shown.known.walls).mean() > 0.8
     blind = Planner(np.random.default_rng(0), noise=0.1)
     assert actions(blind, elsewhere(blind)) != actions(Planner(np.random.default_rng(0), noise=0.1), None)
 
