@@ -63,7 +63,6 @@ def draw_maps(
     *,
     labels: Sequence[str],
     name: str,
-    memory_steps: int | None = None,
 ) -> list[Path]:
     """Draw attention and gates of one episode, and its memory tokens compared with its twin's.
 
@@ -74,10 +73,9 @@ def draw_maps(
         agent: any mode. Agents that act on a sliding window (DT, DTXL) show their window.
         directory: folder of the PNGs.
         record: records twins of at most this many steps, in two rows.
-        steps: length of the episode whose attention is drawn.
+        steps: length of the episode whose attention is drawn; its memory is drawn over ten segments, if that is longer.
         labels: names of the twins.
         name: the environment's name.
-        memory_steps: length of the episodes whose memory is drawn; None: ten segments, and at least `steps`.
 
     Returns:
         The PNGs' paths.
@@ -99,7 +97,7 @@ def draw_maps(
         title = f"gates of the memory {episode_text}"
         paths.append(plot_gates(gates, directory / "gates_map.png", rows={one: 0, other: 1}, title=title))
     if agent.memory.initial(1).slots is not None:
-        longest = max(steps, 10 * context) if memory_steps is None else memory_steps
+        longest = max(steps, 10 * context)
         with evaluating(agent):
             states = agent.inspect(*record(longest))["states"]
         title = f"memory in two {name} episodes of {longest} steps, {one} and {other}"

@@ -25,7 +25,6 @@ from TMaze_new.TMaze_new_src import evaluate as protocol
 from TMaze_new.TMaze_new_src import pictures
 from TMaze_new.TMaze_new_src.dataset import FIRST_SEED, DataOptions, ensure_datasets, load_windows
 from TMaze_new.TMaze_new_src.env import RIGHT, TMazeEnv, TMazeVectorEnv
-from TMaze_new.TMaze_new_src.forced_first_turn import ForcedFirstTurn
 from TMaze_new.TMaze_new_src.render import render_rgb
 from TMaze_new.TMaze_new_src.task_choice import RECALL, TaskChoice
 from TMaze_new.TMaze_new_src.tasks import ChainEnv, ChainVectorEnv
@@ -187,7 +186,7 @@ class TMaze(Environment):
 
     def player(self, evaluation: Evaluation, actor: BatchActor) -> BatchActor:
         """In the recall task, the evaluation makes the first turn for the agent."""
-        return ForcedFirstTurn(actor) if evaluation.options.task == RECALL else actor
+        return protocol.ForcedFirstTurn(actor) if evaluation.options.task == RECALL else actor
 
     def reset_options(self, seeds: np.ndarray, options: Maze) -> dict[str, np.ndarray]:
         """In chains of junctions, every second episode is the twin of the one before it."""
@@ -197,7 +196,7 @@ class TMaze(Environment):
         """As in every environment. Chains consist of twins already; with `twins` there are twice as many episodes."""
         if not evaluation.options.is_chain:
             return super().episodes(evaluation, twins=twins)
-        seeds = protocol.twin_seeds(evaluation.episodes * (2 if twins else 1))
+        seeds = np.arange(evaluation.episodes * (2 if twins else 1)) // 2  # 0, 0, 1, 1, ...
         return seeds, self.reset_options(seeds, evaluation.options)
 
     def picture(self, environments: VectorEnv, row: int) -> np.ndarray:

@@ -6,8 +6,10 @@ reward is the goal's. The published protocol names lengths by segments of 30 ste
 
 import numpy as np
 
-from RATE_model.acting.rollout import Episodes
+from RATE_model.acting.actor import Actor
+from RATE_model.acting.rollout import BatchActor, Episodes, PlayerWrapper
 from TMaze_new.TMaze_new_src.env import EVALUATION_SEEDS, goals_of_seeds
+from TMaze_new.TMaze_new_src.tasks import first_turns
 
 # Episode lengths T of the RATE paper, and the numbers of 30-step segments S of the published script.
 LENGTHS = (9, 30, 90, 150, 300, 600, 900, 1200, 2400, 4800, 9600)
@@ -15,6 +17,24 @@ SEGMENT_COUNTS = (1, 2, 3, 5, 9, 16, 30)
 SEGMENT_STEPS = 30
 GOAL_REWARD = 1.0
 MAX_EPISODES = 9992  # half up and half down, with seeds below 10,000
+
+
+class ForcedFirstTurn(PlayerWrapper):
+    """An actor with forced first actions: up in a row, down in its twin. See the recall task."""
+
+    def __init__(self, player: BatchActor) -> None:
+        super().__init__(player)
+        self._begins = True
+
+    def act(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+        """As `Actor.act`."""
+        if not self._begins:
+            return self._player.act(observations, rewards)
+        self._begins, actions = False, first_turns(len(observations))
+        if isinstance(self._player, Actor):  # other actors do not remember actions
+            self._player.observe(observations, rewards)
+            self._player.take(actions)
+        return actions
 
 
 def evaluation_seeds(episodes: int) -> np.ndarray:
@@ -27,11 +47,6 @@ def evaluation_seeds(episodes: int) -> np.ndarray:
     if min(len(up), len(down)) < (episodes + 1) // 2:
         raise ValueError(f"{episodes} episodes: there are only {2 * min(len(up), len(down))} evaluation seeds")
     return np.sort(np.concatenate([up[: (episodes + 1) // 2], down[: episodes // 2]]))
-
-
-def twin_seeds(episodes: int) -> np.ndarray:
-    """Seeds 0, 0, 1, 1, ... of this many episodes of chains of junctions, which come in pairs of twins."""
-    return np.arange(episodes) // 2
 
 
 def figures(length: int, episodes: Episodes) -> dict[str, float]:

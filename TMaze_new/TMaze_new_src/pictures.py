@@ -53,16 +53,8 @@ def record_episode(
     return maps.record_rows(model, mazes, seed=seed, target_return=target_return, options=options)
 
 
-def draw_maps(
-    model: Agent,
-    directory: Path,
-    length: int = 90,
-    *,
-    memory_length: int | None = None,
-    seed: int = 0,
-    hint_steps: int = 1,
-) -> list[Path]:
+def draw_maps(model: Agent, directory: Path, length: int = 90, *, hint_steps: int = 1) -> list[Path]:
     """Draw attention, gates and memory of two episodes, one per hint; see `maps.draw_maps`."""
-    record = partial(record_episode, model, seed=seed, hint_steps=hint_steps)
+    record = partial(record_episode, model, hint_steps=hint_steps)
     hints = ("hint up", "hint down")
-    return maps.draw_maps(model, directory, record, length, labels=hints, name="T-Maze", memory_steps=memory_length)
+    return maps.draw_maps(model, directory, record, length, labels=hints, name="T-Maze")

@@ -93,7 +93,7 @@ def train_all(options: Options) -> dict[str, Path]:
 def summarise(runs: dict[str, Path]) -> dict:
     """Success by length of every model, and the time for training and evaluating RATE."""
     results = {name: json.loads((run / "eval" / "final.json").read_text()) for name, run in runs.items()}
-    success = {name: {str(t): result[f"Success_rate_T_{t}"] for t in LENGTHS} for name, result in results.items()}
+    success = {name: {t: result[f"Success_rate_T_{t}"] for t in LENGTHS} for name, result in results.items()}
     timed = ("train_seconds", "eval_seconds", "optimizer_steps")
     return {
         "success_rate": success,
@@ -108,7 +108,7 @@ def show(summary: dict) -> None:
     print(f"\nsuccess rate over 100 episodes, by episode length (trained on at most 90 steps)\n{'length':>8}", end="")
     print("".join(f"{name:>8}" for name in summary["success_rate"]))
     for length in LENGTHS:
-        print(f"{length:8d}" + "".join(f"{rates[str(length)]:8.2f}" for rates in summary["success_rate"].values()))
+        print(f"{length:8d}" + "".join(f"{rates[length]:8.2f}" for rates in summary["success_rate"].values()))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -127,11 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         summary = summarise(runs)
         show(summary)
         atomic_write_json(options.output_dir / "summary.json", summary)
-        rates = {
-            name: {int(length): rate for length, rate in by_length.items()}
-            for name, by_length in summary["success_rate"].items()
-        }
-        plot_success_by_length(rates, options.output_dir / "success_by_length.png", trained=90)
+        plot_success_by_length(summary["success_rate"], options.output_dir / "success_by_length.png", trained=90)
         draw_maps(load_model(resolve_checkpoint(runs["RATE"])), options.output_dir)
         print(f"\n{time.perf_counter() - started:.0f} s in all; tables, pictures and runs: {options.output_dir}")
 

@@ -16,7 +16,7 @@ Observation, float32: ``[hint, flag, noise]``, then ``colour`` (1 the hint's, -1
 the name, n numbers of which at most one is 1, in multi-cue by name. The flag is 1 while the agent is at a junction;
 hint and noise are as in `env.py`.
 
-Without memory, every decision is a fair coin toss: `CHANCE`. An episode and its twin (reset option ``flip``) differ
+Without memory, every decision is a fair coin toss. An episode and its twin (reset option ``flip``) differ
 only in the sides of all hints, so over both any fixed choice is right half of the time.
 """
 
@@ -41,8 +41,6 @@ from TMaze_new.TMaze_new_src.env import (
     CorridorEnv,
     observation_noise,
 )
-
-CHANCE = 0.5
 
 _HINT, _FLAG, _NOISE = range(3)
 # An episode's streams of random bits, separate from its noise.

@@ -48,14 +48,9 @@ def vizdoom() -> ModuleType:
     return needed(sentence, "vizdoom", install=extra("vizdoom"), with_reason=True)
 
 
-def pictures_of(scenario: Scenario) -> dict[str, Any]:
-    """What data, runs and results record about their pictures: graphics and engine version."""
-    return {"graphics": scenario.settled().graphics, "vizdoom": vizdoom().__version__}
-
-
 def describe_graphics(scenario: Scenario) -> str:
-    """`pictures_of` in words."""
-    return "{graphics} graphics, vizdoom {vizdoom}".format(**pictures_of(scenario))
+    """What results say about their pictures: graphics and engine version."""
+    return f"{scenario.settled().graphics} graphics, vizdoom {vizdoom().__version__}"
 
 
 class Engine:

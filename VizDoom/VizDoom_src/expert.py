@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 
 from VizDoom.VizDoom_src.engine import Surroundings
-from VizDoom.VizDoom_src.env import FORWARD, LEFT, LEFT_FORWARD, NUM_ACTIONS, RIGHT, RIGHT_FORWARD
+from VizDoom.VizDoom_src.env import FORWARD, LEFT, LEFT_FORWARD, MIRRORED, NUM_ACTIONS, RIGHT, RIGHT_FORWARD
 from VizDoom.VizDoom_src.scenario import PILLAR, ROOM, TICS_PER_STEP
 
 View = Literal["limited", "full"]
@@ -53,7 +53,6 @@ _SEARCH = (LEFT, LEFT_FORWARD, RIGHT, RIGHT_FORWARD, FORWARD)
 
 _TURN = np.array([1.0, -1.0, 0.0, 1.0, -1.0])  # per action
 _WALK = np.array([0.0, 0.0, 1.0, 1.0, 1.0])
-_MIRRORED = {LEFT: RIGHT, RIGHT: LEFT, FORWARD: FORWARD, LEFT_FORWARD: RIGHT_FORWARD, RIGHT_FORWARD: LEFT_FORWARD}
 
 
 class Expert:
@@ -244,7 +243,7 @@ def _steering(heading: float, distance: float) -> tuple[int, ...]:
             order = (LEFT, LEFT_FORWARD, *order[2:])
     else:
         order = (LEFT, LEFT_FORWARD, RIGHT, FORWARD, RIGHT_FORWARD)
-    return order if heading > 0 else tuple(_MIRRORED[action] for action in order)
+    return order if heading > 0 else tuple(MIRRORED[action] for action in order)
 
 
 def _clear_heading(around: Surroundings, avoided: np.ndarray, heading: float, length: float) -> float:

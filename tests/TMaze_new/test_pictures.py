@@ -79,14 +79,14 @@ def test_an_episode_too_short_is_named():
     ],
 )
 def test_maps_match_the_model(mode, names, tmp_path):
-    paths = draw_maps(small_model(mode), tmp_path, 2 * K, memory_length=2 * K)
+    paths = draw_maps(small_model(mode), tmp_path, 2 * K)
     assert [path.name for path in paths] == names
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
 
 
 def test_gates_are_drawn_if_present(tmp_path):
     config = ModelOptions(model_mode="Mamba", d_model=8).agent_config(context_length=K, segments=2)
-    paths = draw_maps(Agent(config, SPEC), tmp_path, 2 * K, memory_length=2 * K)
+    paths = draw_maps(Agent(config, SPEC), tmp_path, 2 * K)
     assert [path.name for path in paths] == ["gates_map.png", "memory_map.png"]
 
 
