@@ -26,8 +26,8 @@ from Atari.env import FRAME_STACK
 from Atari.games import Game, GameName
 from Atari.games import game as game_of
 from Atari.generate_dataset import DATA, GenerateOptions
-from RATE_model.cli import local_settings
 from RATE_model.cli.limits import Range, Ranged
+from RATE_model.cli.local_settings import configured_folder
 from RATE_model.cli.options import changeable
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.dopamine import CLIPPED, FRAME_SHAPE, Selection, conversion_path, convert, find_replay_logs
@@ -87,11 +87,6 @@ def trained_on_clipped_rewards(run: Path) -> bool:
         raise UserError(f"{path}: damaged ({error})") from None
 
 
-def configured_folder() -> Path | None:
-    """What `atari: data:` of wandb_config.yaml names: a file or a folder of DQN-replay files."""
-    return local_settings.configured_folder("atari", "data")
-
-
 def ensure_dataset(options: DataOptions, selection: Selection | None = None) -> Path:
     """The file to train on, made or converted if necessary.
 
@@ -101,7 +96,7 @@ def ensure_dataset(options: DataOptions, selection: Selection | None = None) -> 
     played, selection = game_of(options.game), selection or Selection()
     own = GenerateOptions(options.game, selection.transitions, data_dir=options.data_dir)
     place, named = options.data_path, f"--data_path {options.data_path}"
-    if place is None and (place := configured_folder()) is not None:
+    if place is None and (place := configured_folder("atari", "data")) is not None:
         named = f"'atari: data: {place}' of wandb_config.yaml"
     if place is None:
         return DATA.ensure(own)

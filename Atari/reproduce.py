@@ -18,7 +18,7 @@ if __name__ == "__main__":  # started as a script
 
 import numpy as np
 
-from Atari.dataset import configured_folder, open_dataset
+from Atari.dataset import open_dataset
 from Atari.env import AtariEnv
 from Atari.environment import ENVIRONMENT, Play
 from Atari.evaluate import random_player
@@ -27,6 +27,7 @@ from Atari.games import GAMES, Game
 from Atari.generate_dataset import DATA as OWN_DATA
 from Atari.generate_dataset import GenerateOptions
 from RATE_model.acting.players import play_episode
+from RATE_model.cli.local_settings import configured_folder
 from RATE_model.cli.options import exit_on_user_error
 from RATE_model.cli.reproduce import Study, cell, of_modes
 from RATE_model.cli.returns_page import Part, ReturnsPage, of_returns
@@ -122,7 +123,7 @@ def page() -> ReturnsPage:
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the page."""
     with exit_on_user_error():
-        if configured := configured_folder():
+        if configured := configured_folder("atari", "data"):
             raise UserError(
                 f"'atari: data: {configured}' of wandb_config.yaml: this page is about our own data; leave it empty "
                 "while the page is made"

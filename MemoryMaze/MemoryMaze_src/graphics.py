@@ -52,8 +52,9 @@ def maze_tasks() -> ModuleType:
         package.__spec__ = spec
         sys.modules[_PACKAGE] = package
     try:
-        if importlib.import_module("dm_control._render").BACKEND == "glfw":
-            _check_display()
+        backend = importlib.import_module("dm_control._render").BACKEND
+        if backend == "glfw" and not importlib.import_module("glfw").init():  # it can be imported without a display
+            raise RuntimeError("it means GLFW, which needs a display")
         return importlib.import_module(f"{_PACKAGE}.tasks")
     except ModuleNotFoundError as error:
         raise UserError(f"Memory Maze needs the package {error.name}: {INSTALL_HINT}") from error
@@ -82,12 +83,6 @@ def _choose_backend() -> None:
         raise UserError(f"{VARIABLE}={given} disables rendering, which Memory Maze needs; unset it.")
     if not offscreen.choose_backend(VARIABLE):
         raise _cannot_draw("neither EGL nor OSMesa works here")
-
-
-def _check_display() -> None:
-    """GLFW can be imported where it cannot draw: it draws in windows, which need a display."""
-    if not importlib.import_module("glfw").init():
-        raise RuntimeError("it means GLFW, which needs a display")
 
 
 def _cannot_draw(problem: str) -> UserError:

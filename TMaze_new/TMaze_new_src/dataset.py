@@ -10,7 +10,7 @@ that need S segments, so the junction may be at any step of a segment. Every epi
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -220,13 +220,12 @@ def balanced_seeds(first: int, count: int) -> np.ndarray:
     return seeds
 
 
-def ensure_datasets(options: DataOptions, segment_counts: Iterable[int] | None = None) -> list[Path]:
-    """The files of these numbers of segments (by default from shortest to longest); missing ones are made.
+def ensure_datasets(options: DataOptions) -> list[Path]:
+    """The files of all numbers of segments, from shortest to longest; missing ones are made.
 
     With `data_path`, those of the authors' data. Raises UserError if it is missing or damaged.
     """
-    counts = options.segment_counts if segment_counts is None else segment_counts
-    return [DATA.ensure(options.only(segments)) for segments in counts]
+    return [DATA.ensure(options.only(segments)) for segments in options.segment_counts]
 
 
 def load_windows(

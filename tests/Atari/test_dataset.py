@@ -133,7 +133,7 @@ def test_clipped_rewards_are_reported_at_every_start(game, rewards, clipped, exp
 
 def test_where_data_is_looked_for(path, tmp_path, monkeypatch):
     configured, made = [None], []
-    monkeypatch.setattr(dataset, "configured_folder", lambda: configured[-1])
+    monkeypatch.setattr(dataset, "configured_folder", lambda section, key: configured[-1])
     monkeypatch.setattr(generate_dataset, "generate", lambda recipe, steps, path, **_: made.append(steps) or path)
     for steps, expected in ((None, 100_000), (150_000, 150_000)):
         own = ensure_dataset(DataOptions(data_dir=tmp_path), Selection(transitions=steps))

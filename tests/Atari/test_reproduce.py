@@ -45,7 +45,7 @@ def test_tables_have_runs_and_baselines(tmp_path, monkeypatch, capsys):
 
     data = set()
     configured = [None, Path("/data/atari")]
-    monkeypatch.setattr(reproduce, "configured_folder", lambda: configured[-1])
+    monkeypatch.setattr(reproduce, "configured_folder", lambda section, key: configured[-1])
     flags = ["--seeds", "1", "2", "--results_dir", str(tmp_path / "results")]
     said = commands.error_of(capsys, tmp_path, reproduce.main, flags)
     assert "'atari: data: /data/atari' of wandb_config.yaml: this page is about our own data" in said

@@ -91,7 +91,7 @@ def test_ensure_makes_only_what_is_missing(options, capsys):
     assert paths == [DATA.path(options.only(segments)) for segments in (1, 2, 3)] and all(p.is_file() for p in paths)
     assert first.stat().st_mtime_ns == before
     assert capsys.readouterr().out.count("Making 40 T-Maze episodes") == 2
-    assert ensure_datasets(options, [2]) == paths[1:2] and capsys.readouterr().out == ""
+    assert ensure_datasets(options.only(2)) == paths[1:2] and capsys.readouterr().out == ""
 
 
 def test_data_files_are_shared_between_tasks(tmp_path, capsys):
