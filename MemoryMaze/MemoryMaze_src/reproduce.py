@@ -83,9 +83,7 @@ class Page(ControlsPage):
     """What is measured and shown."""
 
     environment = ENVIRONMENT
-    title = ENVIRONMENT.name
     options_type = Options
-
     name = "memory_maze"
     study = STUDY
     played_otherwise = CONTROLS

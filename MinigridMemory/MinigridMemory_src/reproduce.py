@@ -48,7 +48,6 @@ def expert_entry() -> dict[str, Any]:
 
 PAGE = SuccessPage(
     name="minigrid_memory",
-    title="Minigrid-Memory",
     environment=ENVIRONMENT,
     study=STUDY,
     cases=ALL_SIZES,
@@ -70,7 +69,6 @@ PAGE = SuccessPage(
         "RATE and other transformers": ("RATE", "RMT", "TrXL", "DT"),
     },
     trained=41,
-    xlabel=ENVIRONMENT.axis_label,
 )
 main = PAGE.main
 

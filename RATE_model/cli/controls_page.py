@@ -33,7 +33,7 @@ class ControlsPage(ABC):
     """One page; a subclass says what is on it.
 
     Attributes:
-        name, environment, title: of the files of results, whose, and of a new page.
+        name, environment: of the files of results, and whose; its name is the title of a new page.
         study: the runs.
         options_type: the flags.
         same_seeds: whether all models share one set of seeds.
@@ -44,7 +44,6 @@ class ControlsPage(ABC):
     name: str
     study: Study
     environment: ClassVar[Environment]
-    title: ClassVar[str]
     options_type: ClassVar[type[PageOptions]]
     same_seeds: ClassVar[bool] = True
     played_otherwise: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -123,13 +122,13 @@ class ControlsPage(ABC):
         """Write the JSON file, the picture and the generated part of the page."""
         self.draw(document, self.options.results_dir / f"{self.name}.png")
         text = "\n\n".join(self.paragraphs(document)) + "\n"
-        write_results(self.name, self.title, document, text, self.options)
+        write_results(self.name, self.environment.name, document, text, self.options)
 
     @classmethod
     def main(cls, argv: Sequence[str] | None = None) -> None:
         """Make the page that the flags (None: the command line) ask for."""
         with exit_on_user_error():
-            description = f"Make the results page of {cls.title}."
+            description = f"Make the results page of {cls.environment.name}."
             cls(parse_options(cls.options_type, argv=argv, prog="reproduce.py", description=description)).make()
 
 

@@ -53,8 +53,8 @@ class SuccessPage:
     """One page.
 
     Attributes:
-        name, title: of the results files, and of a new page.
-        environment, study: the environment, and the runs.
+        name: of the results files.
+        environment, study: the environment, whose name is the title of a new page, and the runs.
         cases: columns of the tables.
         rates: kinds of success: key in the JSON file -> name in eval/final.json, with {} for the case. The same keys
             are names of `Environment.figures`. The first is drawn, shown by seed, and measured by controls.
@@ -65,11 +65,10 @@ class SuccessPage:
         controls: by the words that follow a model's label.
         others: returns entries of untrained players.
         panels: titles of the picture's panels, and the labels in each.
-        trained, xlabel: see `plot_success_panels`.
+        trained: see `plot_success_panels`.
     """
 
     name: str
-    title: str
     environment: Environment
     study: Study
     cases: Sequence[int]
@@ -78,7 +77,6 @@ class SuccessPage:
     shown: Sequence[int]
     panels: Mapping[str, Sequence[str]]
     trained: int
-    xlabel: str
     notes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     controls: Mapping[str, Control] = field(default_factory=dict)
     others: Mapping[str, Callable[[], dict[str, Any]]] = field(default_factory=dict)
@@ -149,7 +147,7 @@ class SuccessPage:
             for title, labels in self.panels.items()
         }
         picture = options.results_dir / f"{self.name}.png"
-        plot_success_panels(drawn, picture, trained=self.trained, xlabel=self.xlabel)
+        plot_success_panels(drawn, picture, trained=self.trained, xlabel=self.environment.axis_label)
         shown: dict[str, Callable[[dict[str, Any], int], str]] = {
             heading: lambda entry, index, key=key: "yes" if entry[key][index] else "no"
             for heading, (key, _) in self.notes.items()
@@ -164,4 +162,4 @@ class SuccessPage:
         parts = [f"{self.texts[key].format(**values)}\n\n{self.success_table(document, key)}" for key in self.rates]
         parts += [training_table(document), f"Every seed:\n\n{seed_table(document, options.seeds, shown)}"]
         parts += [f"Commands:\n\n{self.study.commands(options.seeds)}\n"]
-        write_results(self.name, self.title, document, "\n\n".join(parts), options)
+        write_results(self.name, self.environment.name, document, "\n\n".join(parts), options)

@@ -17,7 +17,6 @@ if __name__ == "__main__":  # started as a script
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.cli.reproduce import Study, of_modes
 from RATE_model.cli.success_page import Control, SuccessPage
-from RATE_model.plots.success import EPISODE_LENGTH
 from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
 from TMaze_new.TMaze_new_src.evaluate import LENGTHS
 
@@ -34,7 +33,6 @@ CONTROLLED = ("RATE", "LSTM", "GRU")
 KNOCKED_OUT = "memory knocked out"
 PAGE = SuccessPage(
     name="tmaze",
-    title="T-Maze",
     environment=ENVIRONMENT,
     study=STUDY,
     cases=LENGTHS,
@@ -57,7 +55,6 @@ PAGE = SuccessPage(
         "RATE and other transformers": ("RATE", "RATE, bptt_segments 0", "RMT", "TrXL", "DT"),
     },
     trained=90,
-    xlabel=EPISODE_LENGTH,
 )
 main = PAGE.main
 

@@ -92,7 +92,6 @@ class Page(ControlsPage):
     """What is measured and shown."""
 
     environment = ENVIRONMENT
-    title = ENVIRONMENT.name
     options_type = Options
     same_seeds = False
 
