@@ -79,6 +79,7 @@ class BreakoutPlayer(ScriptedPlayer):
     WALLS = (56, 200)
     PADDLE_ROW, LOWEST_ROW = 179, 190
 
+    # As an episode begins.
     _ball, _moving, _aside, _bricks, _in_vain = (0, 0), 0, 0, 0, 0
 
     def _choose(self, console: Console) -> int:
@@ -132,6 +133,7 @@ class PongPlayer(ScriptedPlayer):
     PADDLE_COLUMN = 189
     FORESIGHT = 120  # decisions
 
+    # As an episode begins.
     _ball, _coming, _moved, _stroke = (0, 0), False, (0, 0, 0), STROKES[0]
     _plan: Sequence[int] = ()
 
@@ -215,6 +217,7 @@ class Planner(ScriptedPlayer):
     DISCOUNT = 0.97  # per decision
     LIFE = 5.0  # in points
 
+    # As an episode begins.
     _plan = np.zeros(0, dtype=np.int64)
     _done = 0  # decisions of the plan
 
