@@ -177,8 +177,19 @@ class TMazeEnv(CorridorEnv):
     holds the ints ``goal`` and ``x``. ``reset(options={"goal": 1})`` sets the goal.
     """
 
-    def __init__(self, *corridor_length: int, render_mode: str | None = None, **others: Any) -> None:
-        super().__init__(TMazeVectorEnv(1, *corridor_length, **others), name="T-Maze", render_mode=render_mode)
+    def __init__(
+        self,
+        corridor_length: int = DEFAULT_CORRIDOR_LENGTH,
+        *,
+        hint_steps: int = 1,
+        goal_reward: float = 1.0,
+        max_steps: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        mazes = TMazeVectorEnv(1, corridor_length, hint_steps=hint_steps, goal_reward=goal_reward, max_steps=max_steps)
+        super().__init__(mazes, name="T-Maze", render_mode=render_mode)
+        self.corridor_length = corridor_length
+        self.hint_steps = hint_steps
 
     @property
     def horizons(self) -> tuple[int]:
@@ -188,7 +199,7 @@ class TMazeEnv(CorridorEnv):
         One event, the hint, and one recall, the turn: ``corridor_length + 1`` for a hint of one step. An agent with a
         shorter context solves the task only with memory.
         """
-        return (max(1, int(self.environments.corridor_length[0]) - self.environments.hint_steps + 2),)
+        return (max(1, self.corridor_length - self.hint_steps + 2),)
 
 
 register_once(ENV_ID, f"{__name__}:TMazeEnv", f"{__name__}:TMazeVectorEnv")
