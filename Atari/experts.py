@@ -79,8 +79,10 @@ class BreakoutPlayer(ScriptedPlayer):
     WALLS = (56, 200)
     PADDLE_ROW, LOWEST_ROW = 179, 190
 
-    # As an episode begins.
-    _ball, _moving, _aside, _bricks, _in_vain = (0, 0), 0, 0, 0, 0
+    # As an episode begins. Players rebind these, so they must be immutable.
+    _ball = (0, 0)
+    _moving = _aside = 0
+    _bricks = _in_vain = 0
 
     def _choose(self, console: Console) -> int:
         memory = console.memory()
@@ -133,8 +135,9 @@ class PongPlayer(ScriptedPlayer):
     PADDLE_COLUMN = 189
     FORESIGHT = 120  # decisions
 
-    # As an episode begins.
-    _ball, _coming, _moved, _stroke = (0, 0), False, (0, 0, 0), STROKES[0]
+    # As an episode begins. Players rebind these, so they must be immutable.
+    _ball, _coming = (0, 0), False
+    _moved, _stroke = (0, 0, 0), STROKES[0]
     _plan: Sequence[int] = ()
 
     def _choose(self, console: Console) -> int:
@@ -217,7 +220,7 @@ class Planner(ScriptedPlayer):
     DISCOUNT = 0.97  # per decision
     LIFE = 5.0  # in points
 
-    # As an episode begins.
+    # As an episode begins. Players rebind these.
     _plan = np.zeros(0, dtype=np.int64)
     _done = 0  # decisions of the plan
 

@@ -39,7 +39,7 @@ SHORTER = {"Pong": "--epoch_batches 800 --epochs 2"}  # it has less data
 EPISODES = 20  # of an evaluation
 EXPERT_EPISODES = 3
 # With a cache, RATE sees as far back as DT's window. Its trajectories are twice as long, its batches are not.
-MODELS = of_modes(("RATE", "DT"), {"RATE": "--mem_len 36 --segments 6 --batch_size 16", "DT": "--slide 5"})
+MODELS = of_modes({"RATE": "--mem_len 36 --segments 6 --batch_size 16", "DT": "--slide 5"})
 RANDOM, EXPERT, DATA = "random player", "expert, without noise", "data"
 
 
@@ -90,7 +90,7 @@ def page() -> ReturnsPage:
     games = [GAMES[name] for name in TRANSITIONS]
     return ReturnsPage(
         name="atari",
-        title="Atari",
+        title=ENVIRONMENT.name,
         seeds=(1,),
         parts=[
             Part(name=game.name, study=study(game), others=partial(of_players, game), command=data_command(game))

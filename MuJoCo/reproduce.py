@@ -34,7 +34,7 @@ ENV_IDS = (6, 0, 3)  # hopper-medium, halfcheetah-medium, walker2d-medium
 STEPS = 300_000  # in the data
 EPISODES = 30  # per evaluation
 MODELS = {
-    **of_modes(("RATE", "LSTM", "DT"), {"DT": "--slide 10"}),
+    **of_modes({"RATE": "", "LSTM": "", "DT": "--slide 10"}),
     "BC (RATE without returns)": ("--model_mode", "RATE", "--condition", "none"),
 }
 DATA_POLICY = "policy of the data, in the data"
@@ -104,7 +104,7 @@ def page() -> ReturnsPage:
     tasks = {env_id: task_of(env_id) for env_id in ENV_IDS}
     return ReturnsPage(
         name="mujoco",
-        title="MuJoCo",
+        title=ENVIRONMENT.name,
         seeds=(1, 2, 3),
         parts=[
             Part(name=task.name, study=study(env_id), others=partial(of_data, task)) for env_id, task in tasks.items()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -45,6 +45,7 @@ class Robot:
     gymnasium_name: str  # without the version
     observation_size: int
     action_size: int  # actions lie in [-1, 1]
+    _: KW_ONLY
     # Returns of a random and of an expert policy, the 0 and the 100 of D4RL's normalised score
     random_return: float
     expert_return: float
@@ -60,10 +61,11 @@ class Robot:
         return f"{self.gymnasium_name}-{version}"
 
 
-# Names, sizes of observations and actions, returns: random, expert, medium.
-HALFCHEETAH = Robot("halfcheetah", "HalfCheetah", 17, 6, -280.178953, 12135.0, 4770.0)
-HOPPER = Robot("hopper", "Hopper", 11, 3, -20.272305, 3234.3, 1422.0)
-WALKER2D = Robot("walker2d", "Walker2d", 17, 6, 1.629008, 4592.3, 2852.0)
+HALFCHEETAH = Robot(
+    "halfcheetah", "HalfCheetah", 17, 6, random_return=-280.178953, expert_return=12135.0, medium_return=4770.0
+)
+HOPPER = Robot("hopper", "Hopper", 11, 3, random_return=-20.272305, expert_return=3234.3, medium_return=1422.0)
+WALKER2D = Robot("walker2d", "Walker2d", 17, 6, random_return=1.629008, expert_return=4592.3, medium_return=2852.0)
 ROBOTS = {robot.name: robot for robot in (HALFCHEETAH, HOPPER, WALKER2D)}
 
 

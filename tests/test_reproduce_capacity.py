@@ -74,15 +74,18 @@ def test_seeds_on_the_page_are_not_trained_again(tmp_path, monkeypatch):
 
 
 def test_pages_of_several_machines_are_joined(tmp_path, capsys):
-    """For a seed in both, the page's own figures count."""
+    """For a seed in both, the page's own figures count. Every model's commands train the seeds that it has."""
     here, there, label = tmp_path / "here", tmp_path / "there", label_of("RATE, 5 tokens", 8)
     command = {"command": study(8).key("RATE, 5 tokens")}
-    own = entry([1.0], [8.0]) | {"seeds": [2], "train_seconds": [1.0], "optimizer_steps": [1]} | command
-    write({label: own}, Options(results_dir=here))
+    own = entry([1.0, 1.0], [8.0, 8.0]) | {"seeds": [2, 5], "train_seconds": [1.0] * 2, "optimizer_steps": [1] * 2}
+    write({label: own | command}, Options(results_dir=here))
     write({label: entry([0.5] * 3, [0.0] * 3) | command}, Options(results_dir=there))
     other = there / "multi_cue.json"
     assert capacity.main(["--results_dir", str(here), "--join", str(other)]) == 0
-    assert json.loads((here / "multi_cue.json").read_text())[label]["bits"] == [0.0, 8.0, 0.0]
+    assert json.loads((here / "multi_cue.json").read_text())[label]["bits"] == [0.0, 8.0, 0.0, 8.0]
+    page = (here / "multi_cue.md").read_text()
+    assert "--start_seed 1 --end_seed 3" in page and "--start_seed 5 --end_seed 5" in page
+    assert page.count("train_tmaze.py") == 2
     other.write_text(other.read_text().replace("0.5", "1.5"))
     with pytest.raises(SystemExit, match="^2$"):
         capacity.main(["--results_dir", str(here), "--join", str(other)])

@@ -7,7 +7,10 @@ T-Maze's task multi-cue: n hints, one per step, then n junctions that ask for th
 is trained for every n, with the same data and the same limit on batches. The command can be repeated at any time. Seeds
 whose figures are in results/multi_cue.json are done, even if their runs are gone, as long as the command that trains
 them is the same; finished runs are kept and interrupted ones continued. The page is written after every model and n.
-Failed runs are reported and left out. Several machines can share the work, each with a `--results_dir` of its own:
+Failed runs are reported and left out.
+
+Several machines can share the work: give each a part of the models, hints or seeds and a `--results_dir` of its own,
+then join what they found:
 
     python3 tools/reproduce_capacity.py --join MACHINE_1/multi_cue.json MACHINE_2/multi_cue.json
 """
@@ -116,13 +119,13 @@ def label_of(model: str, bits: int) -> str:
     return f"{model}: {bits} bits"
 
 
-def keys() -> dict[str, str]:
+def _keys() -> dict[str, str]:
     """The labels of all possible entries in the order of the page, and the commands that make them."""
     return {label_of(model, bits): study(bits).key(model) for model in MODELS for bits in range(1, MOST_BITS + 1)}
 
 
-def check_entry(label: str, entry: Any, place: str) -> None:
-    """Raise a UserError unless an entry has the figures of each of its seeds."""
+def _check(label: str, entry: Any, place: str) -> None:
+    """Raise a UserError unless an entry has the figures of each of its seeds; all labels need the same."""
     check_figures(
         entry,
         place,
@@ -135,7 +138,7 @@ def check_entry(label: str, entry: Any, place: str) -> None:
 def write(document: dict[str, dict], options: Options) -> None:
     """results/multi_cue.json, its picture, and the generated part of .md."""
     measured = sorted({int(label.rpartition(": ")[2].split()[0]) for label in document})
-    rows, curves = [], {}
+    rows, curves, commands = [], {}, []
     for model in MODELS:
         found = {bits: document[label_of(model, bits)] for bits in measured if label_of(model, bits) in document}
         if not found:
@@ -144,16 +147,17 @@ def write(document: dict[str, dict], options: Options) -> None:
         cells = [cell(found[bits]["bits"]) if bits in found else "" for bits in measured]
         rows.append([model, entry["parameters"], entry["state_numbers"], *cells])
         curves[model] = {bits: entry["recalled"] for bits, entry in found.items()}
+        commands += [study(bits).commands(entry["seeds"], [model]) for bits, entry in found.items()]
     picture = f"{PAGE}.png"
     plot_success_by_length(
         curves, options.results_dir / picture, xlabel="hints to remember", title="Share of turns that are right"
     )
-    commands = "\n".join(study(bits).commands(options.seeds) for bits in measured)
     text = (
         f"Bits recalled, n times (1 - binary entropy of the share of right turns), mean and standard error over seeds, "
         f"measured {origin(document)}; chance is 0.\n\n![Share of right turns]({picture})\n\n"
         + table(["model", "parameters", "state, numbers", *(f"n = {bits}" for bits in measured)], rows)
-        + f"\n\nCommands:\n\n{commands}"
+        + "\n\nCommands:\n\n"
+        + "\n".join(commands)
     )
     write_results(PAGE, "Multi-cue: capacity", document, text, options)
 
@@ -162,8 +166,9 @@ def run(options: Options) -> int:
     """Train missing runs, collect all figures, write the results; 1 if a run failed."""
     path, failed = options.results_dir / f"{PAGE}.json", False
     document = read_page(path) if path.exists() else {}
+    keys = _keys()
     if options.join:
-        write(join_pages(document, options.join, keys(), check_entry), options)
+        write(join_pages(document, options.join, keys, _check), options)
         return 0
     for bits in options.bits:
         for model in options.models or MODELS:
@@ -178,7 +183,7 @@ def run(options: Options) -> int:
                 print(f"left out: {error}", file=sys.stderr, flush=True)
                 failed = True
                 continue
-            document = merged(document, {label: with_seeds(old, collect(runs, model, bits))}, list(keys()))
+            document = merged(document, {label: with_seeds(old, collect(runs, model, bits))}, list(keys))
             print(f"{label}: {np.mean(document[label]['bits']):.2f} bits", flush=True)
             write(document, options)
     if document:  # also if nothing was left to train

@@ -36,7 +36,7 @@ _RAY_STEP = 0.04
 
 @dataclass(frozen=True)
 class Sight:
-    """What is seen from one position.
+    """What is seen, from one position or from several.
 
     Attributes:
         free, walls: (size, size) bool, cells that are seen to be free, or to be walls.
@@ -50,7 +50,7 @@ class Sight:
     balls: np.ndarray
 
     def __or__(self, other: Sight) -> Sight:
-        """What is seen from both positions together."""
+        """What is seen in either."""
         return Sight(*map(np.logical_or, vars(self).values(), vars(other).values()))
 
 
@@ -232,4 +232,5 @@ class Explorer(Planner):
         return self._search
 
 
+# The players by their names in a mix.
 EXPERTS = {"explorer": Explorer, "planner": Planner}

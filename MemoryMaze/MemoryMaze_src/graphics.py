@@ -28,7 +28,7 @@ _PACKAGE = "memory_maze"
 
 @functools.cache
 def mujoco() -> Any:
-    """The package mujoco, which is compiled, without types."""
+    """The package mujoco, untyped because it is compiled. Call `maze_tasks` first: it chooses how to draw."""
     return importlib.import_module("mujoco")
 
 

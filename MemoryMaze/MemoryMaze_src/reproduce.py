@@ -37,7 +37,7 @@ FAST = "MemoryMaze/MemoryMaze_src/config_fast.yaml"
 STUDY = Study.of(
     ENVIRONMENT,
     ("--config", FAST, "--online_inference", "false", "--last_inference", "false"),
-    of_modes(("RATE", "LSTM", "MLP")),
+    of_modes({"RATE": "", "LSTM": "", "MLP": ""}),
 )
 SCRIPT = "MemoryMaze/MemoryMaze_src/reproduce.py"
 

@@ -80,6 +80,7 @@ class Tally:
 
     Attributes:
         room: episodes still needed, by kind; the kinds share them evenly.
+        played, kept, successes: numbers of episodes.
         dropped: episodes dropped, by reason.
         lengths: the shortest and the longest episode played, in steps.
     """
@@ -89,8 +90,9 @@ class Tally:
         share, rest = divmod(selection.trajectories, len(KINDS))
         self.room = {kind: share + (number < rest) for number, kind in enumerate(KINDS)}
         self.dropped: Counter[str] = Counter()
-        self.played = self.kept = self.successes = self._dropped_in_a_row = 0
-        self.lengths = (MAX_STEPS, 0)
+        self.played = self.kept = self.successes = 0
+        self.lengths = (MAX_STEPS, 0)  # until an episode is played
+        self._dropped_in_a_row = 0
 
     def judge(self, episode: Played) -> bool:
         """Count an episode; whether to keep it. Raises UserError after too many dropped in a row."""
@@ -136,9 +138,9 @@ def generate(selection: Selection, path: Path, *, overwrite: bool = False, worke
             attributes=_attributes(selection, tally),
         ) as writer:
             with progress_bar(total=len(episodes), desc="writing", unit="episode") as bar:
-                size = max(1, BATCH_STEPS // max(episode.steps for episode in episodes))
-                for first in range(0, len(episodes), size):
-                    batch = episodes[first : first + size]
+                count = max(1, BATCH_STEPS // max(episode.steps for episode in episodes))
+                for first in range(0, len(episodes), count):
+                    batch = episodes[first : first + count]
                     _write(writer, batch)
                     bar.update(len(batch))
     return path

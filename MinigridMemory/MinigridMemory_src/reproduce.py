@@ -27,7 +27,7 @@ ALL_SIZES = SIZES + LARGE_SIZES
 STUDY = Study.of(
     ENVIRONMENT,
     ("--config", FAST, "--final_sizes", *map(str, ALL_SIZES)),
-    of_modes("RATE LSTM GRU MLP RMT TrXL DT".split(), {"TrXL": "--mem_len 240", "DT": "--slide 20"}),
+    of_modes({"RATE": "", "LSTM": "", "GRU": "", "MLP": "", "RMT": "", "TrXL": "--mem_len 240", "DT": "--slide 20"}),
 )
 CONTROLLED = ("RATE", "LSTM", "GRU")
 CONTROL_SIZES = (11, 41, 91)

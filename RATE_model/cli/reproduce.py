@@ -225,10 +225,9 @@ class Study:
         return "\n".join("    python3 " + shlex.join(self.command(label, some)) for label in chosen for some in ranges)
 
 
-def of_modes(labels: Sequence[str], flags: Mapping[str, str] | None = None) -> dict[str, tuple[str, ...]]:
-    """The flags of models called like their --model_mode, up to a comma; `flags`: further ones of some, as typed."""
-    typed = {label: (flags or {}).get(label, "").split() for label in labels}
-    return {label: ("--model_mode", label.partition(",")[0], *more) for label, more in typed.items()}
+def of_modes(flags: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """The flags of models that are called like their --model_mode, up to a comma, from their other flags as typed."""
+    return {label: ("--model_mode", label.partition(",")[0], *shlex.split(typed)) for label, typed in flags.items()}
 
 
 def consecutive(seeds: Sequence[int]) -> list[list[int]]:
@@ -498,7 +497,8 @@ def check_figures(
         rates: such lists of numbers from 0 to 1, by case; without cases a single list.
         alone: numbers.
     """
-    entry, lists = entry if isinstance(entry, Mapping) else {}, ("seeds", *of_seeds)
+    entry = entry if isinstance(entry, Mapping) else {}
+    lists = ("seeds", *of_seeds)
     if missing := [name for name in (*rates, *lists, *alone, "commit", "date") if name not in entry]:
         raise UserError(f"{place} has no '{missing[0]}'; copy the file again, or remove this entry")
     found = {name: entry[name] for name in lists}
@@ -512,6 +512,8 @@ def check_figures(
             raise UserError(f"{place} has {len(entry['seeds'])} seeds, but {len(values)} values of '{name}'")
         if name not in lists and not all(0 <= value <= 1 for value in values):
             raise UserError(f"{place}: '{name}' is {values}; rates are from 0 to 1")
+    if not entry["seeds"] or len(set(entry["seeds"])) < len(entry["seeds"]):
+        raise UserError(f"{place}: 'seeds' is {entry['seeds']}; must be different seeds, at least one")
     if wrong := [name for name in alone if not _is_number(entry[name])]:
         raise UserError(f"{place}: '{wrong[0]}' is {entry[wrong[0]]!r}; must be a number")
     if not isinstance(entry["commit"], list) or not isinstance(entry["date"], str):

@@ -2,6 +2,8 @@
 
 An episode of length T has a corridor of T - 2 cells and at most T steps; T - 1 suffice. It is a success if its last
 reward is the goal's. The published protocol names lengths by segments of 30 steps, `Success_rate_S_{S}` with T = 30 S.
+
+In the recall task the evaluation makes the agent's first turn, see `ForcedFirstTurn`.
 """
 
 import numpy as np

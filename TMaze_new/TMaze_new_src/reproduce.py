@@ -25,8 +25,16 @@ STUDY = Study.of(
     ENVIRONMENT,
     ("--config", FAST),
     of_modes(
-        ("RATE", "LSTM", "GRU", "MLP", "RATE, bptt_segments 0", "RMT", "TrXL", "DT"),
-        {"RATE, bptt_segments 0": "--bptt_segments 0", "TrXL": "--mem_len 270", "DT": "--slide 30"},
+        {
+            "RATE": "",
+            "LSTM": "",
+            "GRU": "",
+            "MLP": "",
+            "RATE, bptt_segments 0": "--bptt_segments 0",
+            "RMT": "",
+            "TrXL": "--mem_len 270",
+            "DT": "--slide 30",
+        }
     ),
 )
 CONTROLLED = ("RATE", "LSTM", "GRU")

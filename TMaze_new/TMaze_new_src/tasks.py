@@ -16,8 +16,8 @@ Observation, float32: ``[hint, flag, noise]``, then ``colour`` (1 the hint's, -1
 the name, n numbers of which at most one is 1, in multi-cue by name. The flag is 1 while the agent is at a junction;
 hint and noise are as in `env.py`.
 
-Without memory, every decision is a fair coin toss. An episode and its twin (reset option ``flip``) differ
-only in the sides of all hints, so over both any fixed choice is right half of the time.
+Without memory, every decision is a fair coin toss. An episode and its twin (reset option ``flip``) differ only in the
+sides of all hints, so over both any fixed choice is right half of the time.
 """
 
 from __future__ import annotations

@@ -22,7 +22,14 @@ BUTTONS = ([1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [0, 1, 1])
 
 _OUTSIDE = 2000.0  # farther from the origin than anything in the game
 _VARIABLES = ("HEALTH", "POSITION_X", "POSITION_Y", "ANGLE", "VELOCITY_X", "VELOCITY_Y", "USER2")
-_ERRORS = "ViZDoomError ViZDoomUnexpectedExit ViZDoomIsNotRunning MessageQueue SharedMemory FileDoesNotExist".split()
+_DIED = (
+    "ViZDoomErrorException",
+    "ViZDoomUnexpectedExitException",
+    "ViZDoomIsNotRunningException",
+    "MessageQueueException",
+    "SharedMemoryException",
+    "FileDoesNotExistException",
+)
 
 
 class EngineDied(Exception):
@@ -78,7 +85,7 @@ class Engine:
         variables = package.GameVariable
         self._variables = [getattr(variables, name) for name in _VARIABLES]
         self._health, self._colour = variables.HEALTH, variables.USER2
-        self._died = tuple(getattr(package, f"{name}Exception") for name in _ERRORS)
+        self._died = tuple(getattr(package, name) for name in _DIED)
         self._game = _configured(package, scenario, self._variables, privileged)
         if (script := launcher(package, again=replacement)) is not None:
             self._game.set_vizdoom_path(str(script))

@@ -82,7 +82,8 @@ def metrics(played: Played, *, target_return: float) -> dict[str, float]:
     `ReturnsSEM_*` are standard errors over episodes, `ReturnsMin_*` the mean return of the weaker colour, and
     `ReturnsDifference_*` the stronger colour's mean minus the weaker one's.
     """
-    asked, result = f"{target_return:g}", {}
+    asked = f"{target_return:g}"
+    result: dict[str, float] = {}
     groups = {f"_{colour}": played.of(colour) for colour in COLOURS} | {"": np.ones_like(played.is_red)}
     for suffix, rows in groups.items():
         mean, error = mean_and_error(played.episodes.returns[rows])

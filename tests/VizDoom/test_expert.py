@@ -128,4 +128,3 @@ def test_expert_gives_up_unreachable_target():
     there = around(right=[(-128.0, -300.0), (-428.0, -300.0)])
     actions = [expert.act(there) for _ in range(75)]
     assert set(actions[:44]) == {FORWARD} and set(actions[70:]) == {LEFT}
-    assert Expert("full").act(there) == FORWARD

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,9 @@ from RATE_model.cli.reproduce import (
     StudyOptions,
     by_model,
     cell,
+    check_figures,
     entry_of,
+    join_pages,
     kept_entries,
     merged,
     missing_seeds,
@@ -204,10 +207,54 @@ def test_commands_name_no_seed_that_was_not_measured():
 
 
 def test_models_are_called_like_their_modes():
-    assert of_modes(("RATE", "RATE, slow"), {"RATE, slow": "--mrv FSQ --nmt 5"}) == {
+    assert of_modes({"RATE": "", "RATE, slow": "--mrv FSQ --nmt 5"}) == {
         "RATE": ("--model_mode", "RATE"),
         "RATE, slow": ("--model_mode", "RATE", "--mrv", "FSQ", "--nmt", "5"),
     }
+
+
+def figures(seeds: list[int], rates: list[float], command: str = "train") -> dict[str, Any]:
+    """An entry of a page."""
+    return {"seeds": seeds, "rate": rates, "size": 3, "command": command, "commit": ["c"], "date": "2026-01-01"}
+
+
+def check_rates(name: str, entry: Any, place: str) -> None:
+    check_figures(entry, place, of_seeds=(), rates={"rate": ()}, alone=("size",))
+
+
+def test_pages_are_joined(tmp_path):
+    """For a seed in several, the page's figures count, then those of the first file; entries of old commands go."""
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first.write_text(json.dumps({"B": figures([1, 2], [0.1, 0.2]), "A": figures([1], [0.3])}))
+    second.write_text(json.dumps({"B": figures([2, 3], [0.8, 0.9])}))
+    page = {"B": figures([1], [0.0]), "A": figures([1, 2], [1.0, 1.0], "train, as it was")}
+    joined = join_pages(page, [first, second], {"A": "train", "B": "train"}, check_rates)
+    assert list(joined) == ["A", "B"]
+    assert (joined["A"]["seeds"], joined["A"]["rate"]) == ([1], [0.3])
+    assert (joined["B"]["seeds"], joined["B"]["rate"]) == ([1, 2, 3], [0.0, 0.2, 0.9])
+    assert page["B"]["seeds"] == [1]
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({}, "has no figures"),
+        ({"A": figures([1], [0.1], "another")}, "'A' was made by another command"),
+        ({"B": figures([1], [0.1])}, "'B' was made by another command"),
+        ({"A": figures([], [])}, "'seeds' is .*; must be different seeds"),
+        ({"A": figures([1, 1], [0.1, 0.2])}, "must be different seeds"),
+        ({"A": figures([1, 2], [0.1])}, "has 2 seeds, but 1 values of 'rate'"),
+        ({"A": figures([1], [1.1])}, "rates are from 0 to 1"),
+        ({"A": figures([1], ["much"])}, "must be a list of numbers"),
+        ({"A": figures([1], [0.1]) | {"size": None}}, "'size' is None; must be a number"),
+    ],
+)
+def test_pages_that_cannot_be_joined_are_named(document, words, tmp_path):
+    file = tmp_path / "page.json"
+    file.write_text(json.dumps(document))
+    with pytest.raises(UserError, match=words) as raised:
+        join_pages({}, [file], {"A": "train"}, check_rates)
+    assert str(file) in str(raised.value)
 
 
 def test_controls_follow_their_model():
