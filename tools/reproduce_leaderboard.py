@@ -29,7 +29,7 @@ from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import cell, origin, read_page, table, write_results
 from RATE_model.errors import UserError
 from RATE_model.plots.heat_map import plot_heat_map
-from RATE_model.plots.style import COLOURS, MARKERS, save, style
+from RATE_model.plots.style import COLOURS, save, style
 from RATE_model.protocol.statistics import Interval, bootstrap, interquartile_mean, mean_ranks, performance_profile
 from tools import reproduce_memories as memories
 
@@ -169,21 +169,22 @@ def left_out(scores: Scores) -> str:
 
 
 def plot_capacity(points: Mapping[str, tuple[float, Sequence[float]]], path: Path) -> Path:
-    """Bits recalled by each seed against size of the state; `{label: (numbers, bits of each seed)}`."""
+    """Bits recalled by each seed, the memory with the smallest state first; `{label: (numbers, bits of each seed)}`."""
+    order = sorted(points, key=lambda label: points[label][0])
     with style():
-        figure = Figure(figsize=(6.4, 4), layout="constrained")
+        figure = Figure(figsize=(6.4, 1.2 + 0.22 * len(order)), layout="constrained")
         axes = figure.subplots()
-        for number, (label, (state, bits)) in enumerate(points.items()):
-            look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-            axes.plot([max(state, 1)] * len(bits), bits, linestyle="none", alpha=0.5, markersize=4, **look)
-            axes.plot([max(state, 1)], [float(np.mean(bits))], linestyle="none", markersize=8, label=label, **look)
-        axes.set_xscale("log")
+        for row, label in enumerate(order):
+            bits = points[label][1]
+            axes.plot(bits, [row] * len(bits), "o", color=COLOURS[0], alpha=0.4, markersize=4)
+            axes.plot([float(np.mean(bits))], [row], "D", color=COLOURS[0], markersize=6)
+        axes.set_yticks(range(len(order)), [f"{label}, {points[label][0]:,.0f}" for label in order])
         axes.set(
-            xlabel="numbers in the memory's state",
-            ylabel=f"bits recalled, of {CAPACITY_BITS}",
-            ylim=(-0.2, CAPACITY_BITS + 0.2),
+            xlabel=f"bits recalled, of {CAPACITY_BITS} (diamond: mean over seeds)",
+            ylabel="memory, numbers in its state",
+            xlim=(-0.2, CAPACITY_BITS + 0.2),
+            ylim=(-0.6, len(order) - 0.4),
         )
-        axes.legend(ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
         axes.grid()
     return save(figure, path)
 
