@@ -39,6 +39,7 @@ from RATE_model.cli.reproduce import (
     join_pages,
     merged,
     missing_seeds,
+    of_modes,
     origin,
     read_page,
     table,
@@ -62,14 +63,11 @@ SETTINGS = (
     *("--curr", "adaptive", "--stage_batches", "2400"),
 )
 TOKENS, FSQ_TOKENS, WIDTHS = (1, 2, 5, 15), (5, 15), (16, 64, 256)
-MODELS = {
-    **{f"RATE, {count} token{'s' * (count > 1)}": ("--model_mode", "RATE", "--nmt", str(count)) for count in TOKENS},
-    **{
-        f"RATE, FSQ valve, {count} tokens": ("--model_mode", "RATE", "--nmt", str(count), "--mrv", "FSQ")
-        for count in FSQ_TOKENS
-    },
-    **{f"LSTM, width {width}": ("--model_mode", "LSTM", "--hidden_size", str(width)) for width in WIDTHS},
-}
+MODELS = of_modes(
+    {f"RATE, {count} token{'s' * (count > 1)}": f"--nmt {count}" for count in TOKENS}
+    | {f"RATE, FSQ valve, {count} tokens": f"--nmt {count} --mrv FSQ" for count in FSQ_TOKENS}
+    | {f"LSTM, width {width}": f"--hidden_size {width}" for width in WIDTHS}
+)
 
 
 @dataclass(frozen=True)
@@ -173,7 +171,7 @@ def run(options: Options) -> int:
     for bits in options.bits:
         for model in options.models or MODELS:
             label = label_of(model, bits)
-            old = entry_of(document, label, study(bits).key(model))
+            old = entry_of(document, label, keys[label])
             seeds = options.seeds if options.again else missing_seeds(old, options.seeds)
             if not seeds:
                 continue

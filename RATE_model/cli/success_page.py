@@ -147,9 +147,7 @@ class SuccessPage:
             for title, labels in self.panels.items()
         }
         picture = options.results_dir / f"{self.name}.png"
-        plot_success_panels(
-            drawn, picture, trained=self.trained, xlabel=self.environment.axis_label or self.environment.axis
-        )
+        plot_success_panels(drawn, picture, trained=self.trained, xlabel=self.environment.case_label)
         shown: dict[str, Callable[[dict[str, Any], int], str]] = {
             heading: lambda entry, index, key=key: "yes" if entry[key][index] else "no"
             for heading, (key, _) in self.notes.items()

@@ -225,6 +225,11 @@ class Environment(ABC):
         if "checkpoints" not in vars(cls):
             cls.checkpoints = path.parents[max(0, len(names) - 2)] / f"{names[0]}_checkpoints"
 
+    @property
+    def case_label(self) -> str:
+        """What distinguishes the cases of an evaluation, in figures."""
+        return self.axis_label or self.axis
+
     def published_values(self) -> dict[str, Any]:
         """The flags that `--published true` sets: `published`, or those of published.yaml beside config.yaml and
         `PUBLISHED_TRAINING`; empty without either. Raises UserError."""
@@ -388,7 +393,7 @@ class Environment(ABC):
                 trained=self.trained_case(config),
                 chance=self.chance_rate,
                 title=directory.name if len(lines) > 1 else None,  # a single line has the model's name
-                xlabel=self.axis_label or self.axis,
+                xlabel=self.case_label,
             )
 
     def grid_flags(self, case: Case, parts: int) -> Sequence[str]:
@@ -565,7 +570,7 @@ class Environment(ABC):
             folder / "knock_out.png",
             chance=self.chance_rate,
             title=f"success with and without memory ({evaluation.episodes} episodes per {self.axis})",
-            xlabel=self.axis_label or self.axis,
+            xlabel=self.case_label,
         )
 
     def draw_returns(self, folder: Path, evaluation: Evaluation) -> Path:
