@@ -1,11 +1,11 @@
 """Make results/memory_maze.*: memories intact and knocked out, no memory, and players without a model.
 
-    python3 MemoryMaze/MemoryMaze_src/reproduce.py --seeds 1 2
-    python3 MemoryMaze/MemoryMaze_src/reproduce.py --seeds 1 2 --models LSTM MLP
+    python3 MemoryMaze/MemoryMaze_src/reproduce.py --seeds 1 2 3
+    python3 MemoryMaze/MemoryMaze_src/reproduce.py --seeds 3 --models LSTM MLP
 
 Finished runs are kept and interrupted ones continued, so the command can be repeated at any time. Evaluations that
-exist are read from the runs' eval/. With `--models` the page keeps the entries of the other models, with the commit and
-day of their measurement.
+exist are read from the runs' eval/. With `--models` the figures of these models and seeds are added to the page, which
+keeps all others.
 """
 
 import json
@@ -20,6 +20,7 @@ if __name__ == "__main__":  # started as a script
     import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import numpy as np
+from numpy.typing import NDArray
 
 from MemoryMaze.MemoryMaze_src.dataset import DATA
 from MemoryMaze.MemoryMaze_src.environment import ENVIRONMENT
@@ -34,10 +35,23 @@ from RATE_model.plots import plot_bars
 from RATE_model.system.atomic import atomic_write_text
 
 FAST = "MemoryMaze/MemoryMaze_src/config_fast.yaml"
+# Windows from random places in the episodes, as many steps per batch as RATE has.
+WINDOWS = "--bptt_segments -1 --epoch_batches 60"
 STUDY = Study.of(
     ENVIRONMENT,
-    ("--config", FAST, "--online_inference", "false", "--last_inference", "false"),
-    of_modes({"RATE": "", "LSTM": "", "MLP": ""}),
+    # The same precision on every processor.
+    ("--config", FAST, "--precision", "32", "--online_inference", "false", "--last_inference", "false"),
+    of_modes(
+        {
+            "RATE": "",
+            # RATE's layers and segments, with nothing to pass on.
+            "RATE, without memory": f"--nmt 0 --n_head_ca 0 --mem_len 0 --segments 1 --batch_size 160 {WINDOWS}",
+            "LSTM": "",
+            "MLP": "",
+            # It slides over 20 steps, as far as RATE's cache reaches back.
+            "DT": f"--segments 2 --batch_size 80 {WINDOWS} --slide 5",
+        }
+    ),
 )
 SCRIPT = "MemoryMaze/MemoryMaze_src/reproduce.py"
 
@@ -51,9 +65,6 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "RATE, actions drawn": {"greedy": False},
     f"LSTM, {KNOCKED_OUT}": {"file": "knocked_out", "transform": knock_out_memory},
 }
-# Mean and standard error of the control that results/memory_maze.md describes, with its commands. This script does not
-# train it.
-WITHOUT_MEMORY = {"trained without memory": (8.1, 1.0)}
 # Published figures (arXiv 2306.09459 and its code; human: arXiv 2210.13383), on data other than ours.
 PUBLISHED = {
     "RATE": "7.64",
@@ -69,7 +80,7 @@ class Options(PageOptions):
     """Which runs, how they are played, and where they and the results go."""
 
     # Seeds of every model; consecutive
-    seeds: tuple[int, ...] = (1,)
+    seeds: tuple[int, ...] = (1, 2, 3)
     # Mazes that every run plays, with seeds spread over 0 to 99
     episodes: int = 10
 
@@ -131,19 +142,18 @@ class Page(ControlsPage):
     def draw(self, document: Document, path: Path) -> None:
         """Balls found by every player."""
         bars = {label: mean_and_error(np.concatenate(entry["returns"])) for label, entry in document.items()}
-        bars = {"RATE": bars.pop("RATE"), **WITHOUT_MEMORY, **bars} if "RATE" in bars else bars
         title = f"Memory Maze 9x9, {self.options.episodes} mazes, 1000 steps"
         plot_bars({label: {"return": bar} for label, bar in bars.items()}, path, ylabel="balls found", title=title)
 
     def paragraphs(self, document: Document) -> list[str]:
         """All tables."""
-        options = self.options
-        numbers = " ".join(map(str, options.seeds))
-        seeds = f"seed{'s' * (len(options.seeds) > 1)} {numbers.replace(' ', ', ')}"
+        trained = {label: document[label]["seeds"] for label in self.study.models if label in document}
+        numbers = " ".join(map(str, sorted(set().union(*trained.values()))))
+        episodes = self.options.episodes
         held = "; ".join(DATA.describe(path).partition(": ")[2] for path in self.data)
         return [
-            f"Balls found in 1000 steps, mean and standard error over the episodes of {seeds} in {options.episodes} "
-            f"mazes that are not in the data, measured {origin(document)}. Target return "
+            f"Balls found in 1000 steps, mean and standard error over the episodes of all seeds in {episodes} mazes "
+            f"that are not in the data, measured {origin(document)}. Target return "
             f"{self.config.task.target_return:g}; the most probable actions are taken unless noted. Data: {held}.",
             self.table(document),
             self.differences(document),
@@ -151,8 +161,10 @@ class Page(ControlsPage):
             "Every run:",
             self.runs_table(document),
             "Commands for the page, and for training alone:",
-            f"    python3 {SCRIPT} --seeds {numbers} --episodes {options.episodes}\n"
-            + self.study.commands(options.seeds),
+            "\n".join(
+                [f"    python3 {SCRIPT} --seeds {numbers} --episodes {episodes}"]
+                + [self.study.commands(seeds, [label]) for label, seeds in trained.items()]
+            ),
         ]
 
     def runs_table(self, document: Document) -> str:
@@ -168,18 +180,25 @@ class Page(ControlsPage):
             "balls found": lambda entry, index: found(entry["label"], index),
             KNOCKED_OUT: lambda entry, index: found(f"{entry['label']}, {KNOCKED_OUT}", index),
         }
-        return seed_table(models, self.options.seeds, columns)
+        return seed_table(models, None, columns)
 
     def differences(self, document: Document) -> str:
         """The value of a memory and of its parts, as Markdown: mean differences over pairs of episodes in a maze."""
         pairs = [(label.partition(", ")[0], label) for label, changes in CONTROLS.items() if "transform" in changes]
         pairs += [("RATE", label) for label in self.study.models if label != "RATE"]
-        rows = []
-        for one, other in pairs:
-            if one in document and other in document:
-                more = np.subtract(*(np.concatenate(document[label]["returns"]) for label in (one, other)))
-                rows.append([one, other, format_mean_and_error(*mean_and_error(more))])
+        more = {
+            (one, other): paired(document[one], document[other])
+            for one, other in pairs
+            if {one, other} <= set(document)
+        }
+        rows = [[*pair, format_mean_and_error(*mean_and_error(values))] for pair, values in more.items() if len(values)]
         return table(["finds more", "than", "balls, in the same mazes"], rows)
+
+
+def paired(one: Entry, other: Entry) -> NDArray[np.float64]:
+    """How many more balls one player finds in the episodes that both played, all those of their common seeds."""
+    first, second = (dict(zip(entry["seeds"], entry["returns"], strict=True)) for entry in (one, other))
+    return np.array([np.subtract(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]).ravel()
 
 
 def returns_of(

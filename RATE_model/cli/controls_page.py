@@ -15,12 +15,14 @@ from RATE_model.cli.reproduce import (
     Study,
     by_model,
     cell,
-    kept_entries,
+    entry_of,
     merged,
+    page_entries,
     play_again,
     provenance,
     training_of,
     training_table,
+    with_seeds,
     write_results,
 )
 from RATE_model.environments.contract import Environment
@@ -36,7 +38,6 @@ class ControlsPage(ABC):
         name, environment: of the files of results, and whose; its name is the title of a new page.
         study: the runs.
         options_type: the flags.
-        same_seeds: whether all models share one set of seeds.
         played_otherwise: see `controls`.
         options: their values.
     """
@@ -45,7 +46,6 @@ class ControlsPage(ABC):
     study: Study
     environment: ClassVar[Environment]
     options_type: ClassVar[type[PageOptions]]
-    same_seeds: ClassVar[bool] = True
     played_otherwise: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(self, options: Any) -> None:
@@ -87,8 +87,8 @@ class ControlsPage(ABC):
         return {}
 
     def kept(self) -> dict[str, Any]:
-        """Entries of the page that are not measured again; see `kept_entries`."""
-        return kept_entries(self.name, self.study, self.options, same_seeds=self.same_seeds)
+        """The page's entries, to which the measured models and seeds are added; none without `--models`."""
+        return page_entries(self.name, self.study, self.options)
 
     def costs(self, document: Document) -> str:
         """The table of what training cost, as Markdown."""
@@ -110,9 +110,12 @@ class ControlsPage(ABC):
         _ = self.data  # before several processes try to make it
         document: Document = {}
         for label, runs in study.run_all(self.options, self.options.models).items():
-            document[label] = self.of_runs(runs) | training_of(runs)
+            measured = {label: self.of_runs(runs) | training_of(runs)}
             for control, changes in self.controls(label).items():
-                document[control] = self.of_control(runs, **changes) | provenance(runs)
+                measured[control] = self.of_control(runs, **changes) | provenance(runs)
+            command = study.key(label)
+            for name, entry in measured.items():
+                document[name] = with_seeds(entry_of(kept, name, command), entry) | {"command": command}
         document |= self.others(kept)
         document = merged(kept, document, by_model(study, {**kept, **document}))
         self.write(document)

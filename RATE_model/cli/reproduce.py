@@ -71,7 +71,7 @@ class StudyOptions:
 class PageOptions(StudyOptions):
     """Which models and seeds to run, and where to put the runs and the results."""
 
-    # Models to train and measure; the page keeps the entries of all others. Empty: all
+    # Models to train and measure; the page keeps the figures of all others. Empty: all
     models: tuple[str, ...] = ()
 
 
@@ -342,24 +342,27 @@ def origin(document: Mapping[str, Mapping[str, Any]]) -> str:
     return " and ".join(phrases) or f"on {date.today()}"
 
 
-def kept_entries(name: str, study: Study, options: PageOptions, *, same_seeds: bool = True) -> dict[str, Any]:
-    """Entries of NAME.json to keep without measuring them again; none without `--models`.
-
-    Args:
-        name: the page's.
-        study, options: the models to measure, and their seeds.
-        same_seeds: whether all models of the page share one set of seeds.
+def page_entries(name: str, study: Study, options: PageOptions) -> dict[str, Any]:
+    """The entries of NAME.json if only some models are measured (`--models`); otherwise none.
 
     Raises:
-        UserError: `--models` names an unknown model, the page has other seeds, or its file is damaged.
+        UserError: `--models` names an unknown model, or the page's file is damaged.
     """
-    chosen = study.chosen(options.models)
+    study.chosen(options.models)
     path = options.results_dir / f"{name}.json"
-    if not options.models or not path.exists():
-        return {}
-    kept = {label: entry for label, entry in read_page(path).items() if label not in chosen}
+    return read_page(path) if options.models and path.exists() else {}
+
+
+def kept_entries(name: str, study: Study, options: PageOptions) -> dict[str, Any]:
+    """Those of `page_entries` that are not measured again, on a page whose models all have the same seeds.
+
+    Raises:
+        UserError: as there, or the page has other seeds.
+    """
+    chosen, path = study.chosen(options.models), options.results_dir / f"{name}.json"
+    kept = {label: entry for label, entry in page_entries(name, study, options).items() if label not in chosen}
     asked = " ".join(map(str, options.seeds))
-    for label, entry in kept.items() if same_seeds else ():
+    for label, entry in kept.items():
         if (has := " ".join(map(str, entry.get("seeds", options.seeds)))) != asked:
             raise UserError(
                 f"--seeds {asked}: {path} has seeds {has} of {label}; give these, or measure all models (without "

@@ -8,8 +8,8 @@
 
 The first four use config_fast.yaml, on a CPU, and write results/vizdoom.*, vizdoom_auxiliary.* and vizdoom_recorded.*;
 the last trains RATE and DT with config.yaml, for a GPU, and writes results/vizdoom_published.*. Finished runs are kept
-and interrupted ones continued, so the command can be repeated at any time. With `--models` the page keeps the entries
-of the other models, with the commit, day and seeds of their measurement.
+and interrupted ones continued, so the command can be repeated at any time. With `--models` the figures of these models
+and seeds are added to the page, which keeps all others.
 """
 
 import sys
@@ -93,7 +93,6 @@ class Page(ControlsPage):
 
     environment = ENVIRONMENT
     options_type = Options
-    same_seeds = False
 
     @property
     def name(self) -> str:

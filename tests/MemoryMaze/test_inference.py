@@ -146,18 +146,23 @@ def test_page_has_every_run_and_plays_each_once(played, tmp_path, monkeypatch, c
     conditions = [(options["transform_memory"], options["greedy"]) for options in models]
     of_a_seed = [(one.get("transform"), one.get("greedy", True)) for one in reproduce.CONTROLS.values()]
     assert of_a_seed.count((knock_out_memory, True)) == 2, "of RATE and of LSTM"
-    of_a_seed += [(None, True)] * 3
-    assert len(conditions) == 2 * 8 and all(conditions.count(one) == 2 * of_a_seed.count(one) for one in of_a_seed)
+    of_a_seed += [(None, True)] * len(study.models)
+    assert len(conditions) == 2 * len(of_a_seed) and all(
+        conditions.count(one) == 2 * of_a_seed.count(one) for one in of_a_seed
+    )
     page = (tmp_path / "results" / "memory_maze.md").read_text()
     assert "| RATE | 4.50 ± 0.42 | 3 to 6 | 8 | 7.64 |" in page
     assert "| RATE, memory knocked out | 2.50 ± 0.42 | 1 to 4 | 8 |  |" in page
     for part in ("memory", "memory tokens", "cache"):
         assert f"| RATE | RATE, {part} knocked out | 2.00 ± 0.00 |" in page
-    assert "| LSTM | LSTM, memory knocked out | 2.00 ± 0.00 |" in page and "| RATE | MLP | 0.00 ± 0.00 |" in page
-    order = ["RATE", "RATE, actions drawn", "LSTM", "LSTM, memory knocked out", "MLP", "random", "explorer"]
+    assert "| LSTM | LSTM, memory knocked out | 2.00 ± 0.00 |" in page
+    for other in ("MLP", "DT", "RATE, without memory"):
+        assert f"| RATE | {other} | 0.00 ± 0.00 |" in page
+    order = ["RATE", "RATE, actions drawn", "RATE, without memory", "LSTM", "LSTM, memory knocked out", "MLP", "DT"]
+    order += ["random", "explorer"]
     places = [page.index(f"\n| {label} | ") for label in order]
     assert places == sorted(places) and "| MLP | 2 | " in page
-    assert "| human |  |  |  | 26.4 |" in page and "the episodes of seeds 1, 2 in 4 mazes" in page
+    assert "| human |  |  |  | 26.4 |" in page and "the episodes of all seeds in 4 mazes" in page
     assert "    python3 MemoryMaze/MemoryMaze_src/reproduce.py --seeds 1 2 --episodes 4\n" in page
     assert "--ckpt_folder reproduce_rate --start_seed 1 --end_seed 2" in page
     assert str(tmp_path) not in page, "no machine's path"
@@ -170,4 +175,11 @@ def test_page_has_every_run_and_plays_each_once(played, tmp_path, monkeypatch, c
         reproduce.main([*flags, "--models", "LSTM", "--episodes", "3"])
     assert "error: --episodes 3: the page has 4 of RATE" in capsys.readouterr().err
     reproduce.main(["--seeds", "1", *flags[3:]])
-    assert "the episodes of seed 1 in 4 mazes" in (tmp_path / "results" / "memory_maze.md").read_text()
+    assert "\n| RATE | 2 |" not in (tmp_path / "results" / "memory_maze.md").read_text()
+
+
+def test_differences_are_of_the_episodes_that_both_played():
+    rate = {"seeds": [1, 2, 3], "returns": [[5.0, 6.0], [1.0, 1.0], [9.0, 8.0]]}
+    other = {"seeds": [3, 1, 4], "returns": [[7.0, 7.0], [1.0, 2.0], [0.0, 0.0]]}
+    assert reproduce.paired(rate, other).tolist() == [4, 4, 2, 1]
+    assert reproduce.paired(rate, {"seeds": [4], "returns": [[1.0, 2.0]]}).size == 0

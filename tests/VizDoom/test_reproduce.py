@@ -154,6 +154,25 @@ def test_unselected_models_keep_their_figures(asked, tmp_path):
     assert places == sorted(places) and page.count("\n| random |") == 1
 
 
+def test_further_seeds_join_those_on_the_page(asked, tmp_path):
+    where = ["--models", "LSTM", "--results_dir", str(tmp_path / "results")]
+    reproduce.main(["--seeds", "1", *where])
+    reproduce.main(["--seeds", "3", *where])
+    document = json.loads((tmp_path / "results" / "vizdoom.json").read_text())
+    for label in ("LSTM", "LSTM, memory knocked out"):
+        assert document[label]["seeds"] == [1, 3] and len(document[label]["red"]) == 2
+        assert "--model_mode LSTM" in document[label]["command"]
+    assert document["LSTM"]["red"] == [21.0, 23.0]
+    page = (tmp_path / "results" / "vizdoom.md").read_text()
+    assert "--start_seed 1 --end_seed 1" in page and "--start_seed 3 --end_seed 3" in page
+    # Figures of other flags do not mix with today's.
+    document["LSTM"]["command"] += " --dropout 0.5"
+    (tmp_path / "results" / "vizdoom.json").write_text(json.dumps(document))
+    reproduce.main(["--seeds", "2", *where])
+    document = json.loads((tmp_path / "results" / "vizdoom.json").read_text())
+    assert document["LSTM"]["seeds"] == [2] and document["LSTM, memory knocked out"]["seeds"] == [1, 2, 3]
+
+
 def test_published_setting_has_its_own_page(asked, tmp_path):
     """The first model's memory is knocked out; the colour of its episodes cannot be set."""
     flags = ["--setting", "published", "--seeds", "1", "2", "--device", "cpu"]
