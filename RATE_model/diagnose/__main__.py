@@ -208,8 +208,7 @@ def print_diagnosis(found: Mapping[str, Any]) -> None:
         print("\nprobes: the data has no infos/* to probe; see docs/diagnosis.md")
     table = found["copying"]
     print(f"\ncopying: the target action repeats the last one at {_percent(table['repeats'])} of the held-out steps")
-    labels = {"model": "model", "past_actions_exchanged": "past actions exchanged",
-              "copying_the_last_action": "copying the last action"}  # fmt: skip
+    labels = {name: name.replace("_", " ") for name, each in table.items() if isinstance(each, Mapping)}
     columns = list(dict.fromkeys(key for name in labels for key in table[name]))
     rows = [[label, *(_number(table[name].get(key)) for key in columns)] for name, label in labels.items()]
     print_table(["", *(column.replace("_", " ") for column in columns)], rows)

@@ -13,13 +13,13 @@ _SMALL = 1e-6  # continuous actions closer than this count as equal
 
 
 def copying(found: Recording) -> dict[str, Any]:
-    """How much predictions depend on past actions, over all steps except the first of each episode.
+    """How much predictions depend on past actions and on memory, over all steps except the first of each episode.
 
     Returns:
         "steps"; "repeats", the share of steps whose target is the last action; and for the model, the model with past
-        actions exchanged, and a player that copies the last action: "loss" and, for discrete actions, "accuracy",
-        "where_it_repeats", "where_it_changes". "copies" is the share of steps at which the model chooses the last
-        action.
+        actions exchanged, with its memory (if any) knocked out, and a player that copies the last action: "loss" and,
+        for discrete actions, "accuracy", "where_it_repeats", "where_it_changes". "copies" is the share of steps at
+        which the model chooses the last action.
     """
     later = np.flatnonzero(found.step > 0)
     last, targets = found.actions[later - 1], found.targets[later]
@@ -29,7 +29,10 @@ def copying(found: Recording) -> dict[str, Any]:
     for name, predictions, errors in (
         ("model", found.predictions, found.errors),
         ("past_actions_exchanged", found.exchanged, found.exchanged_errors),
+        ("memory_knocked_out", found.forgetful, found.forgetful_errors),
     ):
+        if predictions is None or errors is None:
+            continue
         result[name] = {"loss": _mean(errors[later])}
         if discrete:
             result[name] |= _accuracies(predictions[later].argmax(-1), targets, repeats)

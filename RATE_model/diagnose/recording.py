@@ -35,8 +35,8 @@ class Recording:
         infos: (S, n) float32 or int64 by name.
         targets: (S,) int64 or (S, A) float32, target actions; `actions`: actions taken.
         predictions: (S, num_actions) float32, logits or actions; `exchanged`: the same with past actions replaced by
-            others of the data.
-        errors: (S,) float32, the loss of each prediction; `exchanged_errors`: the same for `exchanged`.
+            others of the data; `forgetful`: with the memory knocked out (None without memory).
+        errors: (S,) float32, the loss of each prediction; `exchanged_errors` and `forgetful_errors` likewise.
         state: (B, n) float32, the memory passed on; None if it is empty or varies in size.
         before: (B,) int64, index of the last step before each border.
     """
@@ -44,7 +44,6 @@ class Recording:
     episode: np.ndarray
     step: np.ndarray
     hidden: np.ndarray
-    knocked_out: np.ndarray | None
     observation: np.ndarray
     infos: dict[str, np.ndarray]
     targets: np.ndarray
@@ -53,8 +52,11 @@ class Recording:
     exchanged: np.ndarray
     errors: np.ndarray
     exchanged_errors: np.ndarray
-    state: np.ndarray | None
     before: np.ndarray
+    knocked_out: np.ndarray | None = None
+    forgetful: np.ndarray | None = None
+    forgetful_errors: np.ndarray | None = None
+    state: np.ndarray | None = None
 
     @property
     def episodes(self) -> int:
@@ -111,8 +113,6 @@ def record(agent: Agent, data: WindowDataset, *, seed: int = 0) -> Recording:
         episodes, steps_before = episodes + len(batch), steps_before + len(row)
     whole: dict[str, Any] = {name: np.concatenate(values) for name, values in parts.items()}
     infos = {name: whole.pop(f"infos/{name}") for name in data.infos}
-    whole.setdefault("state", None)
-    whole.setdefault("knocked_out", None)
     return Recording(infos=infos, **whole)
 
 
@@ -152,7 +152,10 @@ def _of_batch(agent: Agent, batch: Batch, generator: torch.Generator) -> dict[st
         **{f"infos/{name}": flat(values) for name, values in (batch.infos or {}).items()},
     }
     if agent.memory.has_memory:
-        found["knocked_out"] = flat(_through(agent, on_device, batch.valid, knock_out).float())
+        knocked_out = _through(agent, on_device, batch.valid, knock_out)
+        forgetful = agent.head(knocked_out).float()
+        found["knocked_out"], found["forgetful"] = flat(knocked_out.float()), flat(forgetful)
+        found["forgetful_errors"] = flat(action_errors(agent.spec, forgetful, targets))
     return found | _at_borders(agent, batch.lengths, states)
 
 

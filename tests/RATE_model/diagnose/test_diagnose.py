@@ -104,6 +104,8 @@ def test_recording_equals_a_single_call(tmp_path, monkeypatch, name):
     np.testing.assert_allclose(whole.state[order], pieces.state[other], atol=1e-5)
     first = whole.step < K
     np.testing.assert_allclose(whole.knocked_out[first], whole.hidden[first], atol=1e-5)
+    np.testing.assert_allclose(whole.forgetful_errors[first], whole.errors[first], atol=1e-5)
+    assert np.abs(whole.forgetful - whole.predictions)[~first].max() > 1e-4
     assert np.abs(whole.knocked_out - whole.hidden)[~first].max() > 1e-3
 
 
@@ -117,10 +119,10 @@ def by_hand(**changes) -> Recording:
     predictions = np.eye(2, dtype=np.float32)[[1, 1, 1, 0, 1, 1]]
     return Recording(
         **dict(
-            episode=np.array([0, 0, 0, 0, 1, 1]), step=np.array([0, 1, 2, 3, 0, 1]), hidden=nothing, knocked_out=None,
+            episode=np.array([0, 0, 0, 0, 1, 1]), step=np.array([0, 1, 2, 3, 0, 1]), hidden=nothing,
             observation=nothing, infos={"event": np.array([[0], [1], [0], [0], [0], [0]])}, targets=targets,
             actions=targets, predictions=predictions, exchanged=predictions, errors=np.arange(6, dtype=np.float32),
-            exchanged_errors=np.ones(6, dtype=np.float32), state=None, before=np.zeros(0, dtype=np.int64),
+            exchanged_errors=np.ones(6, dtype=np.float32), before=np.zeros(0, dtype=np.int64),
         )
         | changes
     )  # fmt: skip
@@ -132,7 +134,14 @@ def test_copying_differs_from_knowing():
     assert found["steps"] == 4 and found["repeats"] == 0.5
     assert found["model"] == {"loss": 2.75, "accuracy": 0.5, "where_it_repeats": 1.0, "where_it_changes": 0.0}
     assert found["copying_the_last_action"]["accuracy"] == 0.5 and found["copies"] == 1.0
-    assert found["past_actions_exchanged"]["loss"] == 1
+    assert found["past_actions_exchanged"]["loss"] == 1 and "memory_knocked_out" not in found
+
+
+def test_predictions_without_memory_show_what_it_is_worth():
+    right = np.eye(2, dtype=np.float32)[[1, 1, 0, 0, 1, 0]]
+    found = copying(by_hand(predictions=right, forgetful=right[::-1], forgetful_errors=np.full(6, 3, dtype=np.float32)))
+    assert found["model"]["accuracy"] == 1
+    assert found["memory_knocked_out"] == {"loss": 3, "accuracy": 0.75, "where_it_repeats": 1, "where_it_changes": 0.5}
 
 
 def test_continuous_actions_are_compared_by_their_error():
