@@ -26,7 +26,7 @@ from RATE_model.data.npz import require_expert_labels
 from RATE_model.data.trajectories import Learn
 from RATE_model.errors import UserError
 from VizDoom.VizDoom_src.env import ENV_ID, PUBLISHED_CAP, SPEC
-from VizDoom.VizDoom_src.expert import View
+from VizDoom.VizDoom_src.expert import PERTURBATION_STEPS, View
 from VizDoom.VizDoom_src.generate import EXPERT_VERSION, Recipe, generate
 from VizDoom.VizDoom_src.scenario import BEFORE, BUILDER_VERSION, Scenario
 
@@ -47,13 +47,16 @@ class DataOptions(DAggerOptions):
     noise: Probability = 0.0
     # Share of the time in which the player goes for the wrong items: expert data with perturbations (DART)
     perturbation: Probability = 0.0
+    # Steps after which this is redrawn, on average. 1: it errs from step to step, so its past says nothing about what
+    # comes next
+    perturbation_steps: Annotated[int, Range(1, PUBLISHED_CAP)] = PERTURBATION_STEPS
     # Targets at every step: recorded = the action taken, expert = the action that the expert would have taken. Files
     # hold both
     learn: Learn = "recorded"
     # Scenario to play
     scenario: Scenario = field(default_factory=Scenario)
     # Data to read instead: an .h5 file made here, or a folder of train_data_*.npz. --episodes, --steps, --view, --noise
-    # and --perturbation then have no effect; the scenario's flags set up evaluations, and must match the file
+    # and --perturbation* then have no effect; the scenario's flags set up evaluations, and must match the file
     data_path: Path | None = changeable(None)
     # Folder for data files; none = VizDoom/VizDoom_data
     data_dir: Path | None = changeable(None)
@@ -68,7 +71,8 @@ class DataOptions(DAggerOptions):
 
     def recipe(self) -> Recipe:
         """The recipe of the data."""
-        return Recipe(self.scenario, self.steps, self.view, self.noise, self.perturbation, self.driver_choice)
+        flaws = (self.noise, self.perturbation, self.perturbation_steps)
+        return Recipe(self.scenario, self.steps, self.view, *flaws, driver=self.driver_choice)
 
 
 class VizDoomData(DataMaker[DataOptions]):
@@ -91,6 +95,8 @@ class VizDoomData(DataMaker[DataOptions]):
         if (graphics := options.scenario.settled().graphics) != BEFORE["graphics"]:  # old file names
             parts.append(f"graphics_{graphics}")
         parts += [f"{name}{getattr(options, name):g}" for name in ("noise", "perturbation") if getattr(options, name)]
+        if options.perturbation and options.perturbation_steps != PERTURBATION_STEPS:
+            parts.append(f"every{options.perturbation_steps}")
         return f"{'_'.join(parts + options.driver_name)}_n{options.episodes}.h5"
 
     def make(self, options: DataOptions, path: Path, *, overwrite: bool = False, workers: int | None = None) -> None:

@@ -33,7 +33,7 @@ THRUST, KEPT = 0.78125, 0.90625  # speed gained per tic of walking, share kept f
 SLOW_TURN, FAST_TURN, SLOW_TICS = 1.7578, 3.5156, 5  # degrees per tic, at first and after this many tics
 TOP_SPEED = THRUST / (1 - KEPT)
 FULL_HEALTH = 100.0
-PERTURBATION_STEPS = 20  # mean length in steps of a perturbed or unperturbed spell
+PERTURBATION_STEPS = 20  # mean length in steps of a perturbed or unperturbed spell, unless told otherwise
 HALF_VIEW = 46.0
 
 # Tuned by hand on seeds 0 to 19.
@@ -200,14 +200,21 @@ class PerturbedExpert:
         generator: for the errors; unused if there are none.
         view: what it knows; see the module.
         noise: probability of a uniformly random action at each step.
-        perturbation: probability of mistaking wrong items for right ones, redrawn every `PERTURBATION_STEPS` steps on
-            average.
+        perturbation: probability of mistaking wrong items for right ones.
+        perturbation_steps: mean number of steps after which this is redrawn, at least 1.
     """
 
     def __init__(
-        self, generator: np.random.Generator, *, view: View = "limited", noise: float = 0.0, perturbation: float = 0.0
+        self,
+        generator: np.random.Generator,
+        *,
+        view: View = "limited",
+        noise: float = 0.0,
+        perturbation: float = 0.0,
+        perturbation_steps: int = PERTURBATION_STEPS,
     ) -> None:
-        self._generator, self._noise, self._perturbation = generator, noise, perturbation
+        self._generator, self._noise = generator, noise
+        self._perturbation, self._perturbation_steps = perturbation, perturbation_steps
         self._expert, self._misled = Expert(view), Expert(view)
         self._is_misled = bool(perturbation) and generator.random() < perturbation
 
@@ -221,7 +228,7 @@ class PerturbedExpert:
             self._expert.record_action(driven)
             return driven, best
         if self._perturbation:
-            if self._generator.random() < 1 / PERTURBATION_STEPS:
+            if self._generator.random() < 1 / self._perturbation_steps:
                 self._is_misled = self._generator.random() < self._perturbation
             wrong = self._misled.choose(replace(around, right=around.wrong, wrong=around.right))
             action = wrong if self._is_misled else best

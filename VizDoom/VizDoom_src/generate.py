@@ -25,7 +25,7 @@ from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
 from VizDoom.VizDoom_src.engine import vizdoom
 from VizDoom.VizDoom_src.env import ENV_ID, NAME, OBSERVATION_SHAPE, VizDoomTwoColorsEnv
-from VizDoom.VizDoom_src.expert import PerturbedExpert, View
+from VizDoom.VizDoom_src.expert import PERTURBATION_STEPS, PerturbedExpert, View
 from VizDoom.VizDoom_src.graphics import ensure_graphics
 from VizDoom.VizDoom_src.privileged import notes_of
 from VizDoom.VizDoom_src.scenario import BUILDER_VERSION, Scenario, ensure_scenario
@@ -50,6 +50,7 @@ class Recipe:
     view: View  # the expert's
     noise: float  # share of random actions
     perturbation: float = 0.0  # share of time in which it mistakes wrong items for right ones
+    perturbation_steps: int = PERTURBATION_STEPS  # mean number after which this is redrawn
     driver: DriverChoice | None = None  # the agent that moves while the expert labels
 
     @property
@@ -133,7 +134,13 @@ def play(
     expert would have done.
     """
     generator = np.random.default_rng([seed, EXPERT_STREAM])
-    player = PerturbedExpert(generator, view=recipe.view, noise=recipe.noise, perturbation=recipe.perturbation)
+    player = PerturbedExpert(
+        generator,
+        view=recipe.view,
+        noise=recipe.noise,
+        perturbation=recipe.perturbation,
+        perturbation_steps=recipe.perturbation_steps,
+    )
     is_red = np.uint8(first[1]["is_red"])
 
     def act(observation: np.ndarray, info: Mapping[str, Any], drive: Drive | None) -> tuple[int, dict[str, Any]]:

@@ -307,9 +307,10 @@ def test_file_names_contain_all_settings(tmp_path):
         for changes in (
             *({}, {"steps": 150}, {"view": "full"}, {"noise": 0.1}, {"perturbation": 0.1}, {"episodes": 10}),
             *({"scenario": Scenario("clear")}, {"scenario": Scenario(items=9)}, {"scenario": Scenario(pillar=False)}),
+            {"perturbation": 0.1, "perturbation_steps": 1},
         )
     }
-    assert len(names) == 9 and "vizdoom_two_colors_limited_steps90_n5000.h5" in names
+    assert len(names) == 10 and "vizdoom_two_colors_limited_steps90_n5000.h5" in names
     assert DATA.path(DataOptions()).parent.name == "VizDoom_data"
 
 

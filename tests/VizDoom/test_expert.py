@@ -110,6 +110,9 @@ def test_perturbed_player_targets_wrong_items_for_a_while():
     assert (taken[:, 0] == RIGHT).mean() == pytest.approx(0.3, abs=0.1), "from the first step on"
     changes = (taken[:, 1:] != taken[:, :-1]).mean()
     assert changes == pytest.approx(2 * 0.3 * 0.7 / PERTURBATION_STEPS, rel=0.2)
+    taken, _ = flawed_actions(200, seen, perturbation=0.3, perturbation_steps=1)
+    assert (taken == RIGHT).mean() == pytest.approx(0.3, abs=0.02)
+    assert (taken[:, 1:] != taken[:, :-1]).mean() == pytest.approx(2 * 0.3 * 0.7, rel=0.05), "drawn again at every step"
 
 
 def test_expert_adapts_to_executed_actions():
