@@ -9,6 +9,7 @@ keeps all others.
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,17 @@ from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, player_returns
 from RATE_model.acting.controls import knock_out_memory, knock_out_part
 from RATE_model.acting.rollout import format_mean_and_error, mean_and_error
 from RATE_model.cli.controls_page import ControlsPage, Document, Entry
-from RATE_model.cli.reproduce import PageOptions, Study, final_results, of_modes, origin, play_again, seed_table, table
+from RATE_model.cli.reproduce import (
+    PageOptions,
+    Study,
+    consecutive,
+    final_results,
+    of_modes,
+    origin,
+    play_again,
+    seed_table,
+    table,
+)
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.plots import plot_bars
@@ -148,7 +159,6 @@ class Page(ControlsPage):
     def paragraphs(self, document: Document) -> list[str]:
         """All tables."""
         trained = {label: document[label]["seeds"] for label in self.study.models if label in document}
-        numbers = " ".join(map(str, sorted(set().union(*trained.values()))))
         episodes = self.options.episodes
         held = "; ".join(DATA.describe(path).partition(": ")[2] for path in self.data)
         return [
@@ -162,7 +172,11 @@ class Page(ControlsPage):
             self.runs_table(document),
             "Commands for the page, and for training alone:",
             "\n".join(
-                [f"    python3 {SCRIPT} --seeds {numbers} --episodes {episodes}"]
+                [
+                    f"    python3 {SCRIPT} --seeds {' '.join(map(str, some))} --episodes {episodes}"
+                    + ("" if labels == list(trained) else f" --models {shlex.join(labels)}")
+                    for some, labels in by_seeds(trained).items()
+                ]
                 + [self.study.commands(seeds, [label]) for label, seeds in trained.items()]
             ),
         ]
@@ -171,14 +185,15 @@ class Page(ControlsPage):
         """Every run, as Markdown."""
         models = {label: {"label": label, **document[label]} for label in self.study.models if label in document}
 
-        def found(label: str, index: int) -> str:
-            return f"{np.mean(document[label]['returns'][index]):.2f}" if label in document else ""
+        def found(label: str, seed: int) -> str:
+            returns = of_seeds(document[label]).get(seed) if label in document else None
+            return "" if returns is None else f"{np.mean(returns):.2f}"
 
         columns: dict[str, Callable[[dict[str, Any], int], str]] = {
             "validation loss": lambda entry, index: f"{entry['validation_loss'][index]:.3f}",
             "accuracy": lambda entry, index: f"{entry['validation_accuracy'][index]:.3f}",
-            "balls found": lambda entry, index: found(entry["label"], index),
-            KNOCKED_OUT: lambda entry, index: found(f"{entry['label']}, {KNOCKED_OUT}", index),
+            "balls found": lambda entry, index: found(entry["label"], entry["seeds"][index]),
+            KNOCKED_OUT: lambda entry, index: found(f"{entry['label']}, {KNOCKED_OUT}", entry["seeds"][index]),
         }
         return seed_table(models, None, columns)
 
@@ -191,14 +206,32 @@ class Page(ControlsPage):
             for one, other in pairs
             if {one, other} <= set(document)
         }
-        rows = [[*pair, format_mean_and_error(*mean_and_error(values))] for pair, values in more.items() if len(values)]
-        return table(["finds more", "than", "balls, in the same mazes"], rows)
+        rows = [
+            [*pair, format_mean_and_error(*mean_and_error(values)), len(values)]
+            for pair, values in more.items()
+            if len(values)
+        ]
+        return table(["finds more", "than", "balls, in the same mazes", "episodes"], rows)
 
 
 def paired(one: Entry, other: Entry) -> NDArray[np.float64]:
     """How many more balls one player finds in the episodes that both played, all those of their common seeds."""
-    first, second = (dict(zip(entry["seeds"], entry["returns"], strict=True)) for entry in (one, other))
+    first, second = of_seeds(one), of_seeds(other)
     return np.array([np.subtract(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]).ravel()
+
+
+def of_seeds(entry: Entry) -> dict[int, Sequence[float]]:
+    """The returns of an entry's episodes by seed."""
+    return dict(zip(entry["seeds"], entry["returns"], strict=True))
+
+
+def by_seeds(trained: Mapping[str, Sequence[int]]) -> dict[tuple[int, ...], list[str]]:
+    """The models of every range of consecutive seeds, from the seeds of every model."""
+    found: dict[tuple[int, ...], list[str]] = {}
+    for label, seeds in trained.items():
+        for some in consecutive(seeds):
+            found.setdefault(tuple(some), []).append(label)
+    return found
 
 
 def returns_of(

@@ -444,7 +444,7 @@ def with_seeds(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]
     return {
         **{name: joined([entry.get(name, first[name]) for entry, _ in sources]) for name in known},
         "commit": sorted({commit for entry in entries for commit in entry["commit"]}),
-        "date": max(entry["date"] for entry in entries),
+        **({"date": max(dates)} if (dates := [entry["date"] for entry in entries if "date" in entry]) else {}),
     }
 
 

@@ -47,8 +47,8 @@ class DataOptions(DAggerOptions):
     noise: Probability = 0.0
     # Share of the time in which the player goes for the wrong items: expert data with perturbations (DART)
     perturbation: Probability = 0.0
-    # Steps after which this is redrawn, on average. 1: it errs from step to step, so its past says nothing about what
-    # comes next
+    # Steps after which --perturbation is redrawn, on average; without it of no effect. 1: the player errs from step to
+    # step, so its past says nothing about what comes next
     perturbation_steps: Annotated[int, Range(1, PUBLISHED_CAP)] = PERTURBATION_STEPS
     # Targets at every step: recorded = the action taken, expert = the action that the expert would have taken. Files
     # hold both

@@ -33,6 +33,7 @@ from VizDoom.VizDoom_src.env import (
     VizDoomTwoColorsEnv,
     VizDoomTwoColorsVectorEnv,
 )
+from VizDoom.VizDoom_src.expert import PERTURBATION_STEPS
 from VizDoom.VizDoom_src.graphics import ensure_graphics
 from VizDoom.VizDoom_src.privileged import SAME_IN_THE_MIRROR, SIGNS_IN_THE_MIRROR
 from VizDoom.VizDoom_src.scenario import BEFORE, GRAPHICS, Scenario
@@ -109,7 +110,7 @@ class ViZDoomTwoColors(Environment):
     config = Config
     maker = DATA
     play_options = Games
-    before = BEFORE
+    before = {**BEFORE, "perturbation_steps": PERTURBATION_STEPS}
     # Half red, half green. Fewer than four have no standard error.
     episode_counts = range(4, protocol.MAX_EPISODES + 1, 2)
     data_seeds = range(FIRST_DATA_SEED, SEED_LIMIT)

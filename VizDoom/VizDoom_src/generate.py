@@ -85,6 +85,8 @@ def job_of(recipe: Recipe) -> Job:
     described = asdict(replace(recipe, scenario=recipe.scenario.settled()))
     described |= {"infos": INFOS_VERSION}
     del described["driver"]
+    if recipe.perturbation_steps == PERTURBATION_STEPS:
+        del described["perturbation_steps"]  # as in files and parts made before it could be chosen
     versions = {"builder": BUILDER_VERSION, "expert": EXPERT_VERSION, "vizdoom": vizdoom().__version__}
     return Job(
         functools.partial(play_part, recipe),

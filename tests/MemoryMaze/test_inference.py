@@ -154,10 +154,10 @@ def test_page_has_every_run_and_plays_each_once(played, tmp_path, monkeypatch, c
     assert "| RATE | 4.50 ± 0.42 | 3 to 6 | 8 | 7.64 |" in page
     assert "| RATE, memory knocked out | 2.50 ± 0.42 | 1 to 4 | 8 |  |" in page
     for part in ("memory", "memory tokens", "cache"):
-        assert f"| RATE | RATE, {part} knocked out | 2.00 ± 0.00 |" in page
-    assert "| LSTM | LSTM, memory knocked out | 2.00 ± 0.00 |" in page
+        assert f"| RATE | RATE, {part} knocked out | 2.00 ± 0.00 | 8 |" in page
+    assert "| LSTM | LSTM, memory knocked out | 2.00 ± 0.00 | 8 |" in page
     for other in ("MLP", "DT", "RATE, without memory"):
-        assert f"| RATE | {other} | 0.00 ± 0.00 |" in page
+        assert f"| RATE | {other} | 0.00 ± 0.00 | 8 |" in page
     order = ["RATE", "RATE, actions drawn", "RATE, without memory", "LSTM", "LSTM, memory knocked out", "MLP", "DT"]
     order += ["random", "explorer"]
     places = [page.index(f"\n| {label} | ") for label in order]
@@ -176,6 +176,11 @@ def test_page_has_every_run_and_plays_each_once(played, tmp_path, monkeypatch, c
     assert "error: --episodes 3: the page has 4 of RATE" in capsys.readouterr().err
     reproduce.main(["--seeds", "1", *flags[3:]])
     assert "\n| RATE | 2 |" not in (tmp_path / "results" / "memory_maze.md").read_text()
+
+
+def test_commands_name_the_models_of_every_range_of_seeds():
+    trained = {"RATE": [1, 2, 3], "LSTM": [3, 1], "DT": [1, 2, 3]}
+    assert reproduce.by_seeds(trained) == {(1, 2, 3): ["RATE", "DT"], (1,): ["LSTM"], (3,): ["LSTM"]}
 
 
 def test_differences_are_of_the_episodes_that_both_played():

@@ -222,6 +222,11 @@ def test_run_resumes_with_moved_data_but_no_other(data, tmp_path, capsys):
     assert f"{only_run(tmp_path)} was trained on other data" in capsys.readouterr().err
 
 
+def test_runs_of_before_a_flag_existed_had_its_default():
+    """Otherwise they could not be continued, and finished ones would not be found."""
+    assert ENVIRONMENT.before["perturbation_steps"] == ENVIRONMENT.config().data.perturbation_steps == 20
+
+
 def test_mirror_swaps_left_and_right(data, tmp_path, monkeypatch):
     """The engine's behaviour for each action, and the trainer's transform; none without the flag."""
     for action, mirrored in enumerate(MIRRORED):

@@ -186,6 +186,8 @@ def test_seeds_join_an_entry_one_by_one():
     assert with_seeds(old, new) == joined | {"scores": {"9": [0.5, 1.0, 1.0]}}
     assert with_seeds({}, new)["seeds"] == [2, 3] and with_seeds(old, {})["scores"] == {"9": [0.5, 0.5]}
     assert missing_seeds(old, [1, 2, 3]) == [3] and missing_seeds({}, [1, 2]) == [1, 2]
+    del old["date"]  # of an older page
+    assert with_seeds(old, new)["date"] == "2026-01-02" and "date" not in with_seeds({}, old)
 
 
 def test_seeds_do_not_get_the_figures_of_others():
