@@ -80,6 +80,12 @@ def test_file_contains_the_experts_episodes(game, tmp_path):
     assert made["first_seed"] == 1_000_000 and made["last_seed"] == seeds[-1]
 
 
+def test_parts_of_before_perturbations_had_a_length_are_used():
+    """A recipe only names what differs from then."""
+    assert "perturbation_steps" not in generating.job_of(QUICK).recipe
+    assert generating.job_of(replace(QUICK, perturbation_steps=1)).recipe["perturbation_steps"] == 1
+
+
 def test_interrupted_generation_continues(tmp_path, monkeypatch, capsys):
     whole = generate(QUICK, 45, tmp_path / "whole.h5", workers=1)
     original, made = generating.play_part, []
