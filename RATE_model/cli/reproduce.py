@@ -441,11 +441,11 @@ def with_seeds(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]
         for name, field in first.items()
         if name != "commit" and (not isinstance(field, list | Mapping) or all(name in entry for entry, _ in sources))
     ]
+    dates = [entry["date"] for entry in entries if "date" in entry]  # older pages have none
     return {
         **{name: joined([entry.get(name, first[name]) for entry, _ in sources]) for name in known},
         "commit": sorted({commit for entry in entries for commit in entry["commit"]}),
-        **({"date": max(dates)} if (dates := [entry["date"] for entry in entries if "date" in entry]) else {}),
-    }
+    } | ({"date": max(dates)} if dates else {})
 
 
 def join_pages(

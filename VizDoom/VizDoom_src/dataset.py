@@ -47,8 +47,8 @@ class DataOptions(DAggerOptions):
     noise: Probability = 0.0
     # Share of the time in which the player goes for the wrong items: expert data with perturbations (DART)
     perturbation: Probability = 0.0
-    # Steps after which --perturbation is redrawn, on average; without it of no effect. 1: the player errs from step to
-    # step, so its past says nothing about what comes next
+    # Steps after which --perturbation is redrawn, on average. 1: the player errs from step to step, so its past says
+    # nothing about what comes next
     perturbation_steps: Annotated[int, Range(1, PUBLISHED_CAP)] = PERTURBATION_STEPS
     # Targets at every step: recorded = the action taken, expert = the action that the expert would have taken. Files
     # hold both
@@ -67,6 +67,11 @@ class DataOptions(DAggerOptions):
         """Raise a UserError for a value out of range."""
         super().validate()
         self.scenario.validate()
+        if self.perturbation_steps != PERTURBATION_STEPS and not self.perturbation:
+            raise UserError(
+                f"--perturbation_steps {self.perturbation_steps}: without --perturbation there is nothing to redraw; "
+                "add it, or leave this out"
+            )
         require_expert_labels(self.data_path, self.learn)
 
     def recipe(self) -> Recipe:

@@ -356,6 +356,8 @@ def test_folder_is_converted_again_on_request(tmp_path, capsys):
         (["--steps", "4201"], "--steps 4201: must be at most 4200"),
         (["--noise", "1.5"], "--noise 1.5: must be at most 1"),
         (["--perturbation", "-0.1"], "--perturbation -0.1: must be at least 0"),
+        (["--perturbation", "0.5", "--perturbation_steps", "0"], "--perturbation_steps 0: must be at least 1"),
+        (["--perturbation_steps", "1"], "--perturbation_steps 1: without --perturbation there is nothing to redraw"),
         (["--view", "wide"], "--view wide: the value must be one of limited, full"),
         (["--variant", "blue"], "--variant blue: the value must be one of published, clear"),
         (["--items", "0"], "--items 0: must be at least 1"),
