@@ -1,4 +1,4 @@
-"""Make results/atari.*: RATE and a Decision Transformer on our own data of Breakout and Pong, and the data's players.
+"""Make results/atari.*: RATE and what it is compared with on our own data of Breakout and Pong, and the data's players.
 
     python3 Atari/reproduce.py --seeds 1
 
@@ -34,25 +34,33 @@ from RATE_model.cli.returns_page import Part, ReturnsPage, of_returns
 from RATE_model.errors import UserError
 
 FAST = "Atari/config_fast.yaml"
-TRANSITIONS = {"Breakout": 150_000, "Pong": 60_000}  # of our own data
-SHORTER = {"Pong": "--epoch_batches 800 --epochs 2"}  # it has less data
+PLAYED = "Breakout", "Pong"
+TRANSITIONS = 150_000  # of our own data, per game
 EPISODES = 20  # of an evaluation
 EXPERT_EPISODES = 3
-# With a cache, RATE sees as far back as DT's window. Its trajectories are twice as long, its batches are not.
-MODELS = of_modes({"RATE": "--mem_len 36 --segments 6 --batch_size 16", "DT": "--slide 5"})
+# All batches have as many steps. With a cache, RATE sees as far back as DT's window.
+MODELS = of_modes(
+    {
+        "RATE": "--mem_len 36 --segments 6 --batch_size 16",
+        # RATE's layers and segments, with nothing to pass on.
+        "RATE, without memory": "--nmt 0 --n_head_ca 0 --segments 1 --batch_size 96",
+        "LSTM": "--segments 6 --batch_size 16",
+        "DT": "--slide 5",
+    }
+)
 RANDOM, EXPERT, DATA = "random player", "expert, without noise", "data"
 
 
 def data_command(game: Game) -> str:
     """The command that makes a game's data; training makes it if it is missing."""
-    return f"    python3 {OWN_DATA.script} --game {game.name} --transitions {TRANSITIONS[game.name]}"
+    return f"    python3 {OWN_DATA.script} --game {game.name} --transitions {TRANSITIONS}"
 
 
 def study(game: Game) -> Study:
     """The runs of one game."""
     settings = (
-        f"--config {FAST} --game {game.name} --transitions {TRANSITIONS[game.name]} --eval_episodes {EPISODES} "
-        f"--online_inference false {SHORTER.get(game.name, '')}"
+        f"--config {FAST} --game {game.name} --transitions {TRANSITIONS} --eval_episodes {EPISODES} "
+        "--online_inference false"
     )
     return Study.of(ENVIRONMENT, settings.split(), MODELS, prefix=f"reproduce_{game.name.lower()}")
 
@@ -72,7 +80,7 @@ def expert_returns(game: Game) -> np.ndarray:
 
 def of_players(game: Game) -> dict[str, dict[str, Any]]:
     """Returns without training: whole episodes of the data, the scripted player, random buttons."""
-    with open_dataset(OWN_DATA.ensure(GenerateOptions(game.name, TRANSITIONS[game.name])), game) as file:
+    with open_dataset(OWN_DATA.ensure(GenerateOptions(game.name, TRANSITIONS)), game) as file:
         data = file.episode_returns()
     rules = Play(game=game.name, opening="black")
     drawn = ENVIRONMENT.play_as(random_player(game), rules, episodes=EPISODES).returns
@@ -87,7 +95,7 @@ def scores(name: str, entry: Mapping[str, Any]) -> str:
 
 def page() -> ReturnsPage:
     """The page's runs, data and table."""
-    games = [GAMES[name] for name in TRANSITIONS]
+    games = [GAMES[name] for name in PLAYED]
     return ReturnsPage(
         name="atari",
         title=ENVIRONMENT.name,

@@ -55,28 +55,28 @@ def test_tables_have_runs_and_baselines(tmp_path, monkeypatch, capsys):
     labels = (reproduce.RANDOM, reproduce.EXPERT, reproduce.DATA)
     monkeypatch.setattr(reproduce, "of_players", lambda game: {label: entry for label in labels})
     reproduce.main(flags)
-    assert data == {("Breakout", 150_000), ("Pong", 60_000)}, "training runs find or make the data of the table"
+    assert data == {("Breakout", 150_000), ("Pong", 150_000)}, "training runs find or make the data of the table"
     page = (tmp_path / "results" / "atari.md").read_text()
     assert "| data | 20.0 | 1.00 | 64 |" in page and "| random player | 20.0 | 1.00 | 64 |" in page
-    assert "| RATE | 31.5 ± 0.5 | 1.57 | 103 ± 2 |" in page and "| DT | 61.5 ± 0.5 | 3.08 | 208 ± 2 |" in page
+    assert "| RATE | 31.5 ± 0.5 | 1.57 | 103 ± 2 |" in page and "| DT | 121.5 ± 0.5 | 6.08 | 416 ± 2 |" in page
     assert "at commit cccccccccccc on 2026-01-02" in page and "Breakout, asked for 180 points" in page
-    assert "| Pong, DT | 2 | 600 | 9 | 0.700 | 62.0 | 1.0 | 7 |" in page
-    assert page.count("    python3 Atari/train_rate_atari.py") == 4
-    assert page.count("    python3 Atari/generate_dataset.py --game") == 2 and "--game Pong --transitions 60000" in page
+    assert "| Pong, DT | 2 | 600 | 9 | 0.700 | 122.0 | 1.0 | 7 |" in page
+    assert page.count("    python3 Atari/train_rate_atari.py") == 8
+    assert (
+        page.count("    python3 Atari/generate_dataset.py --game") == 2 and "--game Pong --transitions 150000" in page
+    )
     document = json.loads((tmp_path / "results" / "atari.json").read_text())
     assert document["Breakout, RATE"]["return"] == [31.0, 32.0] and document["Breakout, RATE"]["seeds"] == [1, 2]
     assert "| DT |" in capsys.readouterr().out
 
 
 def test_runs_of_two_games_do_not_share_a_folder():
-    folders = [
-        reproduce.study(GAMES[name]).folder(label) for name in reproduce.TRANSITIONS for label in reproduce.MODELS
-    ]
-    assert len(set(folders)) == len(folders) == 4
+    folders = [reproduce.study(GAMES[name]).folder(label) for name in reproduce.PLAYED for label in reproduce.MODELS]
+    assert len(set(folders)) == len(folders) == 8
 
 
 def test_settings_of_all_runs_are_valid():
-    for name in reproduce.TRANSITIONS:
+    for name in reproduce.PLAYED:
         study = reproduce.study(GAMES[name])
         for label in study.models:
             flags = [str(ROOT / word) if word.endswith(".yaml") else word for word in study.command(label, SEEDS)]
