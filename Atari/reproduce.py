@@ -1,6 +1,6 @@
 """Make results/atari.*: RATE and what it is compared with on our own data of Breakout and Pong, and the data's players.
 
-    python3 Atari/reproduce.py --seeds 1
+    python3 Atari/reproduce.py --seeds 1 2 3
 
 Makes missing data first. Finished runs are kept and interrupted ones continued, so the command can be repeated at any
 time.
@@ -100,7 +100,7 @@ def page() -> ReturnsPage:
     return ReturnsPage(
         name="atari",
         title=ENVIRONMENT.name,
-        seeds=(1,),
+        seeds=(1, 2, 3),
         parts=[
             Part(name=game.name, study=study(game), others=partial(of_players, game), command=data_command(game))
             for game in games

@@ -107,9 +107,9 @@ def test_environments_to_train_can_be_chosen(tmp_path, monkeypatch):
     [
         (
             {"success_rate": None},
-            "'success_rate 9' is .*; must be a list|has 3 seeds, but 0 values of 'success_rate 9'",
+            "'success_rate' is None; must be a number",
         ),
-        ({"success_rate": {}}, "has 3 seeds, but 0 values of 'success_rate 9'"),
+        ({"success_rate": {}}, "'success_rate 9' is None; must be a list of numbers"),
         ({"acting_ms": "fast"}, "'acting_ms' is 'fast'; must be a number"),
         ({"train_seconds": 4}, "'train_seconds' is 4; must be a list of numbers"),
         ({"seeds": [1, 2]}, "has 2 seeds, but 3 values"),

@@ -116,7 +116,7 @@ def test_first_seeds_run_first_and_page_is_updated(tmp_path, monkeypatch, traini
     assert [len(page) for page in pages] == [1, 2, 2, 2, 2]
 
 
-def test_seeds_on_the_page_are_not_trained_again(tmp_path, trainings):
+def test_seeds_on_the_page_are_not_trained_again(tmp_path, trainings, capsys):
     assert make_page(tmp_path, "--models", "RATE", "GRU", "--seeds", "2") == 0
     assert make_page(tmp_path, "--models", "RATE", "GRU", "--seeds", "1", "2", "3") == 0
     assert trainings == [("RATE", 2), ("GRU", 2), ("RATE", 1), ("GRU", 1), ("RATE", 3), ("GRU", 3)]
@@ -131,9 +131,12 @@ def test_seeds_on_the_page_are_not_trained_again(tmp_path, trainings):
     del document["T-Maze: GRU"]["command"]  # as written before commands were kept
     page.write_text(json.dumps(document))
     trainings.clear()
-    assert make_page(tmp_path, "--models", "RATE", "GRU", "--seeds", "1") == 0
-    assert trainings == [("RATE", 1)]
-    assert seeds_on_page(tmp_path) == {"T-Maze: RATE": [1], "T-Maze: GRU": [1, 2, 3]}
+    with pytest.raises(SystemExit, match="^2$"):
+        make_page(tmp_path, "--models", "RATE", "GRU", "--seeds", "1")
+    assert "seeds 1 2 3 of T-Maze: RATE, made by another command, and they would be lost" in capsys.readouterr().err
+    assert make_page(tmp_path, "--models", "RATE", "GRU", "--seeds", "1", "2", "3", "4") == 0
+    assert trainings == [("RATE", 1), ("RATE", 2), ("RATE", 3), ("RATE", 4), ("GRU", 4)]
+    assert seeds_on_page(tmp_path) == {"T-Maze: RATE": [1, 2, 3, 4], "T-Maze: GRU": [1, 2, 3, 4]}
 
 
 def test_pages_of_several_machines_are_joined(tmp_path, trainings, capsys):

@@ -37,11 +37,12 @@ from RATE_model.cli.reproduce import (
     entry_of,
     final_results,
     join_pages,
+    keep_outdated,
     merged,
     missing_seeds,
     of_modes,
     origin,
-    read_page,
+    read_results,
     table,
     training_of,
     with_seeds,
@@ -162,12 +163,12 @@ def write(document: dict[str, dict], options: Options) -> None:
 
 def run(options: Options) -> int:
     """Train missing runs, collect all figures, write the results; 1 if a run failed."""
-    path, failed = options.results_dir / f"{PAGE}.json", False
-    document = read_page(path) if path.exists() else {}
-    keys = _keys()
+    document, keys, failed = read_results(PAGE, options), _keys(), False
     if options.join:
         write(join_pages(document, options.join, keys, _check), options)
         return 0
+    asked = {label_of(model, bits) for bits in options.bits for model in options.models or MODELS}
+    keep_outdated(PAGE, document, {label: keys[label] for label in asked}, options)
     for bits in options.bits:
         for model in options.models or MODELS:
             label = label_of(model, bits)

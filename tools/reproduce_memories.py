@@ -46,11 +46,12 @@ from RATE_model.cli.reproduce import (
     entry_of,
     final_results,
     join_pages,
+    keep_outdated,
     merged,
     missing_seeds,
     origin,
     provenance,
-    read_page,
+    read_results,
     table,
     with_seeds,
     write_results,
@@ -376,10 +377,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: Options) -> int:
     """As `main`, with parsed options. Raises UserError."""
-    path = options.results_dir / f"{PAGE}.json"
-    document = read_page(path) if path.exists() else {}
+    document, keys = read_results(PAGE, options), _keys()
     if options.join:
-        write(join_pages(document, options.join, _keys(), _check), options)
+        write(join_pages(document, options.join, keys, _check), options)
         return 0
     if not options.environments:
         raise UserError(f"--environments is empty; give some of {', '.join(SECTIONS)}")
@@ -390,7 +390,8 @@ def run(options: Options) -> int:
             elsewhere = " ".join(name for name, section in SECTIONS.items() if chosen(section, [model]))
             asked = " ".join(options.environments)
             raise UserError(f"--models {shlex.quote(model)} is not in --environments {asked}, but in {elsewhere}")
-    keys = _keys()
+    asked = {_name(section, label) for section in sections for label in labels[section.title]}
+    keep_outdated(PAGE, document, {name: keys[name] for name in asked}, options)
     missing = {
         name: list(options.seeds) if options.again else missing_seeds(entry_of(document, name, key), options.seeds)
         for name, key in keys.items()

@@ -108,16 +108,19 @@ class Page(ControlsPage):
     options_type = Options
     name = "memory_maze"
     study = STUDY
+    figures = ("returns",)
+    of_model = ("validation_loss", "validation_accuracy")
     played_otherwise = CONTROLS
 
     def kept(self) -> dict[str, Any]:
         """The entries that are kept. Raises UserError if they were played in other mazes."""
         kept = super().kept()
         for label, entry in kept.items():
-            if (count := len(entry["returns"][0])) != self.options.episodes:
+            counts = {len(returns) if isinstance(returns, list) else 0 for returns in entry["returns"]}
+            if counts != {self.options.episodes}:
                 raise UserError(
-                    f"--episodes {self.options.episodes}: the page has {count} of {label}; give as many, or measure "
-                    "all models (without --models)"
+                    f"--episodes {self.options.episodes}: the page has {' and '.join(map(str, sorted(counts)))} of "
+                    f"{label}; give as many, or measure all models (without --models)"
                 )
         return kept
 

@@ -16,10 +16,14 @@ from RATE_model.cli.reproduce import (
     by_model,
     cell,
     entry_of,
+    keep_outdated,
+    keep_seeds,
     merged,
-    page_entries,
+    model_of,
     play_again,
     provenance,
+    read_results,
+    require_figures,
     training_of,
     training_table,
     with_seeds,
@@ -38,6 +42,7 @@ class ControlsPage(ABC):
         name, environment: of the files of results, and whose; its name is the title of a new page.
         study: the runs.
         options_type: the flags.
+        figures, of_model: lists that every entry has, and those that models have besides.
         played_otherwise: see `controls`.
         options: their values.
     """
@@ -46,6 +51,8 @@ class ControlsPage(ABC):
     study: Study
     environment: ClassVar[Environment]
     options_type: ClassVar[type[PageOptions]]
+    figures: ClassVar[Sequence[str]]
+    of_model: ClassVar[Sequence[str]] = ()
     played_otherwise: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(self, options: Any) -> None:
@@ -87,8 +94,28 @@ class ControlsPage(ABC):
         return {}
 
     def kept(self) -> dict[str, Any]:
-        """The page's entries, to which the measured models and seeds are added; none without `--models`."""
-        return page_entries(self.name, self.study, self.options)
+        """The page's entries, to which the measured models and seeds are added; none without `--models`.
+
+        Raises:
+            UserError: the page is damaged, lacks figures, or would lose seeds.
+        """
+        page, models = read_results(self.name, self.options), self.study.chosen(self.options.models)
+        owners = {label: model_of(self.study, label) for label in page}
+        if not self.options.models:
+            keep_seeds(self.name, page, self.options)
+            return {}
+        keys = {label: self.study.key(model) for label, model in owners.items() if model in models}
+        keep_outdated(self.name, page, keys, self.options)
+        for label, entry in page.items():
+            place = f"{self.options.results_dir / self.name}.json: '{label}'"
+            require_figures(entry, place, self.needed(label, owners[label]))
+        return page
+
+    def needed(self, label: str, model: str | None) -> Sequence[str]:
+        """What an entry of the page must have; `model` is the one that the label belongs to, if any."""
+        of_seeds = () if model is None else ("seeds", "commit")
+        trained = ("train_seconds", "optimizer_steps", "parameters", *self.of_model) if label == model else ()
+        return (*self.figures, *of_seeds, *trained)
 
     def costs(self, document: Document) -> str:
         """The table of what training cost, as Markdown."""

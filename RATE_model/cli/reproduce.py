@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from RATE_model.errors import UserError, error_reason
 from RATE_model.loading import load_agent
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
+from RATE_model.system.precision import pick_device
 from RATE_model.training.runs import FinishedRun, Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +65,8 @@ class StudyOptions:
             raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: give consecutive seeds, such as 1 2 3")
         at_least(1, jobs=self.jobs)
         at_most_processes(jobs=self.jobs)
+        if self.device is not None:
+            pick_device(self.device)
         writable(runs_dir=self.runs_dir, results_dir=self.results_dir)
 
 
@@ -161,18 +164,20 @@ class Study:
         """Whether a run is finished, and its directory.
 
         The exact directory: an earlier setting may have left a run of the same model and seed under another name. A run
-        with other flags is refused with a UserError.
+        with other flags, or with damaged results, is refused with a UserError.
         """
         config = self.read_config(_here(self._arguments(label, seed, options)[1:]))
         try:
             path = self.check(config, seed).directory
-            return (path / "eval" / "final.json").exists(), path
+            done = (path / "eval" / "final.json").exists()
         except FinishedRun as finished:
-            return True, finished.directory
+            done, path = True, finished.directory
         except UserError as error:
-            raise UserError(
-                f"{label}, seed {seed}: {error}; to keep it, give this command another --runs_dir"
-            ) from None
+            raise UserError(f"{label}, seed {seed}: {error} (with this command: another --runs_dir)") from None
+        if done:  # its files are read here, before hours of training
+            final_results([path])
+            provenance([path])
+        return done, path
 
     def chosen(self, models: Sequence[str]) -> list[str]:
         """The models named by a table's `--models`, in the table's order; all if empty. Raises UserError for unknown
@@ -269,9 +274,27 @@ def _finish(command: Sequence[str], environment: Mapping[str, str], stop: thread
                     interrupted = True
 
 
+class _OfRun(dict[str, Any]):
+    """What a file of a run holds; a missing key is a UserError."""
+
+    def __init__(self, file: Path, run: Path) -> None:
+        self.damaged = f"{file}: is damaged ({{}}); remove {run} and repeat this command"
+        try:
+            found = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            reason = error_reason(error) if isinstance(error, OSError) else str(error)
+            raise UserError(self.damaged.format(reason)) from None
+        if not isinstance(found, dict):
+            raise UserError(self.damaged.format(f"it holds {type(found).__name__}"))
+        super().__init__(found)
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise UserError(self.damaged.format(f"it has no '{key}'"))
+
+
 def final_results(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """The results of each run's final evaluation."""
-    return [json.loads((path / "eval" / "final.json").read_text()) for path in runs]
+    """The results of each run's final evaluation. Raises UserError for damaged ones, and for a missing key."""
+    return [_OfRun(path / "eval" / "final.json", path) for path in runs]
 
 
 def training_of(runs: Sequence[Path]) -> dict[str, Any]:
@@ -317,8 +340,8 @@ def play_again(
 
 
 def provenance(runs: Sequence[Path]) -> dict[str, Any]:
-    """The origin of an entry: seeds, commits, and the date of the last run."""
-    starts = [start for path in runs for start in json.loads((path / "environment.json").read_text())["starts"]]
+    """The origin of an entry: seeds, commits, and the date of the last run. Raises UserError for damaged files."""
+    starts = [start for path in runs for start in _OfRun(path / "environment.json", path)["starts"]]
     return {
         "seeds": list(dict.fromkeys(start["seed"] for start in starts)),
         "commit": sorted({start["git"]["commit"] for start in starts if start["git"]}),
@@ -342,25 +365,53 @@ def origin(document: Mapping[str, Mapping[str, Any]]) -> str:
     return " and ".join(phrases) or f"on {date.today()}"
 
 
-def page_entries(name: str, study: Study, options: PageOptions) -> dict[str, Any]:
-    """The entries of NAME.json if only some models are measured (`--models`); otherwise none.
+def read_results(name: str, options: StudyOptions) -> dict[str, Any]:
+    """The entries of NAME.json; none if there is no such file.
 
     Raises:
-        UserError: `--models` names an unknown model, or the page's file is damaged.
+        UserError: a file of the page is damaged or a folder. A page reads this before it trains anything.
     """
-    study.chosen(options.models)
     path = options.results_dir / f"{name}.json"
-    return read_page(path) if options.models and path.exists() else {}
+    for file in (path, path.with_suffix(".md"), path.with_suffix(".png")):
+        if file.is_dir():
+            raise UserError(f"{file} is a folder, but a file of this page; move it away, or give another --results_dir")
+    _handwritten(path.with_suffix(".md"), "")
+    document = read_page(path) if path.exists() else {}
+    for label, entry in document.items():
+        _check_entry(entry, f"{path}: '{label}'")
+    return document
+
+
+def keep_seeds(name: str, replaced: Mapping[str, Any], options: StudyOptions, *, made: str = "") -> None:
+    """Raise a UserError if entries of NAME.json that are measured again have seeds that are not.
+
+    Args:
+        name, options: the page.
+        replaced: the entries by label.
+        made: says how they came about.
+    """
+    for label, entry in replaced.items():
+        if set(had := entry.get("seeds", ())) - set(options.seeds):
+            asked, has = (" ".join(map(str, seeds)) for seeds in (options.seeds, had))
+            raise UserError(
+                f"--seeds {asked}: {options.results_dir / name}.json has seeds {has} of {label}{made}, and they "
+                "would be lost; give all of them, or another --results_dir"
+            )
 
 
 def kept_entries(name: str, study: Study, options: PageOptions) -> dict[str, Any]:
-    """Those of `page_entries` that are not measured again, on a page whose models all have the same seeds.
+    """The entries of NAME.json that are not measured again, on a page whose models all have the same seeds.
+
+    Without `--models` there are none.
 
     Raises:
-        UserError: as there, or the page has other seeds.
+        UserError: `--models` names an unknown model, the page is damaged, or it has other seeds.
     """
     chosen, path = study.chosen(options.models), options.results_dir / f"{name}.json"
-    kept = {label: entry for label, entry in page_entries(name, study, options).items() if label not in chosen}
+    page = read_results(name, options)
+    again = {label: entry for label, entry in page.items() if not options.models or model_of(study, label) in chosen}
+    keep_seeds(name, again, options)
+    kept = {label: entry for label, entry in page.items() if options.models and label not in chosen}
     asked = " ".join(map(str, options.seeds))
     for label, entry in kept.items():
         if (has := " ".join(map(str, entry.get("seeds", options.seeds)))) != asked:
@@ -410,6 +461,16 @@ def entry_of(document: Mapping[str, Any], label: str, key: str) -> dict[str, Any
     """
     entry = document.get(label, {})
     return entry if entry.get("command", key) == key else {}
+
+
+def keep_outdated(name: str, document: Mapping[str, Any], keys: Mapping[str, str], options: StudyOptions) -> None:
+    """As `keep_seeds`, for the entries that other commands made than these, which are given by label."""
+    replaced = {
+        label: document[label]
+        for label, key in keys.items()
+        if label in document and not entry_of(document, label, key)
+    }
+    keep_seeds(name, replaced, options, made=", made by another command")
 
 
 def missing_seeds(entry: Mapping[str, Any], seeds: Sequence[int]) -> list[int]:
@@ -501,41 +562,73 @@ def check_figures(
         alone: numbers.
     """
     entry = entry if isinstance(entry, Mapping) else {}
-    lists = ("seeds", *of_seeds)
-    if missing := [name for name in (*rates, *lists, *alone, "commit", "date") if name not in entry]:
-        raise UserError(f"{place} has no '{missing[0]}'; copy the file again, or remove this entry")
-    found = {name: entry[name] for name in lists}
+    require_figures(entry, place, (*rates, "seeds", *of_seeds, *alone, "commit", "date"))
+    _check_entry(entry, place)
+    found = {name: entry[name] for name in of_seeds}
     for name, cases in rates.items():
         by_case = entry[name] if isinstance(entry[name], Mapping) else {}
-        found |= {f"{name} {case}": by_case.get(str(case), []) for case in cases} or {name: entry[name]}
+        found |= {f"{name} {case}": by_case.get(str(case)) for case in cases} or {name: entry[name]}
     for name, values in found.items():
-        if not isinstance(values, list) or not all(map(_is_number, values)):
+        if not isinstance(values, list):
             raise UserError(f"{place}: '{name}' is {values!r}; must be a list of numbers")
-        if len(values) != len(entry["seeds"]):
-            raise UserError(f"{place} has {len(entry['seeds'])} seeds, but {len(values)} values of '{name}'")
-        if name not in lists and not all(0 <= value <= 1 for value in values):
+        if name not in of_seeds and not all(_is_number(value) and 0 <= value <= 1 for value in values):
             raise UserError(f"{place}: '{name}' is {values}; rates are from 0 to 1")
-    if not entry["seeds"] or len(set(entry["seeds"])) < len(entry["seeds"]):
-        raise UserError(f"{place}: 'seeds' is {entry['seeds']}; must be different seeds, at least one")
     if wrong := [name for name in alone if not _is_number(entry[name])]:
         raise UserError(f"{place}: '{wrong[0]}' is {entry[wrong[0]]!r}; must be a number")
-    if not isinstance(entry["commit"], list) or not isinstance(entry["date"], str):
-        raise UserError(f"{place}: 'commit' must be a list and 'date' a text")
+
+
+def require_figures(entry: Mapping[str, Any], place: str, names: Iterable[str]) -> None:
+    """Raise a UserError for the first of these names that an entry lacks; `place` begins the message."""
+    if missing := [name for name in names if name not in entry]:
+        raise UserError(f"{place} has no '{missing[0]}'; restore the file, or remove this entry")
+
+
+def _check_entry(entry: Mapping[str, Any], place: str) -> None:
+    """Raise a UserError unless an entry's fields have the types that pages hold, and its lists a value per seed."""
+    seeds, commits, day = (entry.get(name, default) for name, default in (("seeds", [0]), ("commit", []), ("date", "")))
+    if not _is_list_of(int, seeds) or not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"{place}: 'seeds' is {seeds!r}; must be different seeds, at least one")
+    if not _is_list_of(str, commits) or not isinstance(day, str):
+        raise UserError(f"{place}: 'commit' must be a list of texts and 'date' a text")
+    count = len(seeds) if "seeds" in entry else None
+    for name, values in entry.items():
+        if name not in ("seeds", "commit", "date", "command"):
+            _check_field(values, place, name, count)
+
+
+def _check_field(found: Any, place: str, name: str, count: int | None) -> None:
+    """Raise a UserError unless a field is a number, a list of numbers, lists of them, or all of that by case."""
+    if isinstance(found, Mapping):
+        for case, values in found.items():
+            _check_field(values, place, f"{name} {case}", count)
+    elif isinstance(found, list):
+        if not found or not all(_is_number(value) or _is_list_of(float, value) for value in found):
+            raise UserError(f"{place}: '{name}' is {found!r:.200}; must be a list of numbers")
+        if count is not None and len(found) != count:
+            raise UserError(f"{place} has {count} seeds, but {len(found)} values of '{name}'")
+    elif not _is_number(found):
+        raise UserError(f"{place}: '{name}' is {found!r:.200}; must be a number")
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
+def _is_list_of(kind: type, found: Any) -> bool:
+    """Whether this is a list of integers (int), finite numbers (float) or texts (str)."""
+    return isinstance(found, list) and all(_is_number(x) if kind is float else type(x) is kind for x in found)
+
+
 def by_model(study: Study, labels: Iterable[str]) -> list[str]:
     """Labels sorted by model, each followed by its controls ("MODEL, CONTROL"); labels without a model come last."""
     models = list(study.models)
+    return sorted(labels, key=lambda label: _place(model_of(study, label) or label, models))
 
-    def place(label: str) -> int:
-        owners = [model for model in models if f"{label}, ".startswith(f"{model}, ")]
-        return models.index(max(owners, key=len)) if owners else len(models)
 
-    return sorted(labels, key=place)
+def model_of(study: Study, label: str) -> str | None:
+    """The model of a label, "MODEL" or "MODEL, CONTROL"; None for players without a model."""
+    owners = [model for model in study.models if f"{label}, ".startswith(f"{model}, ")]
+    return max(owners, key=len) if owners else None
 
 
 def _place(label: str, order: Sequence[str]) -> int:
@@ -615,7 +708,7 @@ def write_results(name: str, title: str, document: Mapping[str, Any], text: str,
     """Write NAME.json and the part of NAME.md between the two marks; hand-written text around it is kept.
 
     Raises:
-        UserError: the page cannot be read, or lacks the mark where that text continues; nothing is written.
+        UserError: the page cannot be read, or its marks are not a pair; nothing is written.
     """
     options.results_dir.mkdir(parents=True, exist_ok=True)
     page = options.results_dir / f"{name}.md"
@@ -630,8 +723,12 @@ def _handwritten(page: Path, title: str) -> tuple[str, str]:
         old = page.read_text(encoding="utf-8") if page.exists() else f"# {title}\n\n{BEGIN}\n{END}\n"
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{page}: cannot be read ({error}); move it away") from None
-    before, begin, rest = old.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if begin and not end:
-        raise UserError(f"{page}: '{END}' is missing; put it where the generated part ends and your text continues")
+    before, _, rest = old.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    counts = {mark: old.count(mark) for mark in (BEGIN, END)}
+    if set(counts.values()) not in ({0}, {1}) or old.find(END) < old.find(BEGIN):
+        raise UserError(
+            f"{page}: has '{BEGIN}' {counts[BEGIN]} times and '{END}' {counts[END]} times; must have each once, at "
+            "the beginning and the end of the generated part"
+        )
     return before, after

@@ -15,8 +15,10 @@ from RATE_model.cli.reproduce import (
     StudyOptions,
     cell,
     final_results,
+    keep_seeds,
     origin,
     provenance,
+    read_results,
     seed_table,
     table,
     write_results,
@@ -88,6 +90,7 @@ class ReturnsPage:
                 description=f"Make results/{self.name}.*",
                 defaults={"seeds": self.seeds},
             )
+            keep_seeds(self.name, read_results(self.name, options), options)
             document: dict[str, Entry] = {}
             for part in self.parts:
                 found = {

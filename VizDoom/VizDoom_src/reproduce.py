@@ -93,6 +93,7 @@ class Page(ControlsPage):
 
     environment = ENVIRONMENT
     options_type = Options
+    figures = tuple(COLUMNS)
 
     @property
     def name(self) -> str:
@@ -149,6 +150,11 @@ class Page(ControlsPage):
             found[called] = otherwise
             found[f"{called}, memory knocked out"] = otherwise | {"transform": knock_out_memory}
         return found
+
+    def needed(self, label: str, model: str | None) -> Sequence[str]:
+        """The data has a mean only."""
+        errors = tuple(f"{column}_error" for column in ERRORS)
+        return ("mean",) if label == OF_DATA else (*super().needed(label, model), *errors)
 
     def others(self, kept: Mapping[str, Any]) -> Document:
         """Players without a model in the same episodes, and the data."""

@@ -154,7 +154,7 @@ def test_unselected_models_keep_their_figures(asked, tmp_path):
     assert places == sorted(places) and page.count("\n| random |") == 1
 
 
-def test_further_seeds_join_those_on_the_page(asked, tmp_path):
+def test_further_seeds_join_those_on_the_page(asked, tmp_path, capsys):
     where = ["--models", "LSTM", "--results_dir", str(tmp_path / "results")]
     reproduce.main(["--seeds", "1", *where])
     reproduce.main(["--seeds", "3", *where])
@@ -168,9 +168,13 @@ def test_further_seeds_join_those_on_the_page(asked, tmp_path):
     # Figures of other flags do not mix with today's.
     document["LSTM"]["command"] += " --dropout 0.5"
     (tmp_path / "results" / "vizdoom.json").write_text(json.dumps(document))
-    reproduce.main(["--seeds", "2", *where])
+    with pytest.raises(SystemExit, match="^2$"):
+        reproduce.main(["--seeds", "2", *where])
+    assert "seeds 1 3 of LSTM, made by another command, and they would be lost" in capsys.readouterr().err
+    reproduce.main(["--seeds", "1", "2", "3", *where])
     document = json.loads((tmp_path / "results" / "vizdoom.json").read_text())
-    assert document["LSTM"]["seeds"] == [2] and document["LSTM, memory knocked out"]["seeds"] == [1, 2, 3]
+    assert document["LSTM"]["red"] == [21.0, 22.0, 23.0]
+    assert document["LSTM, memory knocked out"]["seeds"] == [1, 2, 3]
 
 
 def test_published_setting_has_its_own_page(asked, tmp_path):

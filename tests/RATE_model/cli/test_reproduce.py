@@ -1,12 +1,14 @@
 """Tables of results."""
 
 import json
+import math
 import os
 import re
 import shlex
 import signal
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +18,7 @@ from RATE_model.cli import reproduce
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import (
     BEGIN,
+    END,
     PageOptions,
     Study,
     StudyOptions,
@@ -23,14 +26,17 @@ from RATE_model.cli.reproduce import (
     cell,
     check_figures,
     entry_of,
+    final_results,
     join_pages,
+    keep_outdated,
+    keep_seeds,
     kept_entries,
     merged,
     missing_seeds,
     of_modes,
     origin,
-    page_entries,
     provenance,
+    read_results,
     training_table,
     with_seeds,
     write_results,
@@ -74,7 +80,7 @@ def test_unusable_run_is_reported():
         raise UserError("RUN holds eval/final.json but no checkpoint")
 
     study = Study("train.py", (), {"A": ()}, lambda flags: None, check)
-    with pytest.raises(UserError, match="A, seed 1: RUN holds .*no checkpoint; to keep it, .* another --runs_dir"):
+    with pytest.raises(UserError, match="A, seed 1: RUN holds .*no checkpoint .with this command: another --runs_dir"):
         study.run("A", 1, StudyOptions())
 
 
@@ -82,7 +88,41 @@ def test_a_finished_run_is_kept_without_its_checkpoints(tmp_path):
     def check(*_):
         raise FinishedRun("RUN holds eval/final.json but no checkpoint", tmp_path)
 
-    assert Study("train.py", (), {"A": ()}, lambda flags: None, check).run("A", 1, StudyOptions()) == tmp_path
+    finished(tmp_path)
+    study = Study("train.py", (), {"A": ()}, lambda flags: None, check)
+    assert study.run("A", 1, StudyOptions()) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("eval/final.json", '{"a"', "is damaged .Expecting"),
+        ("eval/final.json", "[]", "it holds list"),
+        ("environment.json", "", "is damaged"),
+        ("environment.json", "{}", "it has no 'starts'"),
+    ],
+)
+def test_damaged_files_of_a_finished_run_are_reported_before_training(file, text, words, tmp_path):
+    finished(tmp_path)
+    (tmp_path / file).write_text(text)
+    study = Study("train.py", (), {"A": ()}, lambda _: None, lambda *_: SimpleNamespace(directory=tmp_path))
+    with pytest.raises(UserError, match=f"{file}: .*{words}.*; remove {tmp_path} and repeat this command"):
+        study.run("A", 1, StudyOptions())
+
+
+def test_a_figure_that_a_run_lacks_is_named(tmp_path):
+    (found,) = final_results([finished(tmp_path)])
+    with pytest.raises(UserError, match="eval/final.json: is damaged .it has no 'eval_return'"):
+        found["eval_return"]
+
+
+def finished(run: Path) -> Path:
+    """A finished run without a checkpoint."""
+    start = {"seed": 1, "started": "2026-01-01T00:00:00+00:00", "git": {"commit": "c" * 40}}
+    (run / "eval").mkdir()
+    (run / "eval" / "final.json").write_text("{}")
+    (run / "environment.json").write_text(json.dumps({"starts": [start]}))
+    return run
 
 
 def test_signal_stops_all_runs_of_a_table(tmp_path, monkeypatch):
@@ -145,7 +185,7 @@ STUDY = Study("train.py", (), {"A": (), "A, changed": (), "B": ()}, None, None)
 
 
 def test_unmeasured_models_stay_on_the_page(tmp_path):
-    page = {"A": {"seeds": [1, 2]}, "B": {"seeds": [1, 2]}, "A, knocked out": {"seeds": [1, 2]}, "expert": {}}
+    page = {"A": {"seeds": [1, 2]}, "B": {"seeds": [1]}, "A, knocked out": {"seeds": [1, 2]}, "expert": {}}
     (tmp_path / "page.json").write_text(json.dumps(page))
 
     def kept(**changes):
@@ -155,9 +195,6 @@ def test_unmeasured_models_stay_on_the_page(tmp_path):
     assert kept(models=("B",)).keys() == {"A", "A, knocked out", "expert"}
     with pytest.raises(UserError, match="--seeds 1: .*page.json has seeds 1 2 of A;"):
         kept(models=("B",), seeds=(1,))
-    others = PageOptions(results_dir=tmp_path, seeds=(1,), models=("B",))
-    assert page_entries("page", STUDY, others) == page
-    assert page_entries("page", STUDY, PageOptions(results_dir=tmp_path)) == {}
     assert kept(models=tuple(STUDY.models), seeds=(1, 2)).keys() == {"A, knocked out", "expert"}
     with pytest.raises(UserError, match="--models C: must be one of A, 'A, changed', B"):
         kept(models=("A", "C"))
@@ -270,8 +307,70 @@ def test_controls_follow_their_model():
 
 def test_a_damaged_page_is_reported(tmp_path):
     (tmp_path / "page.json").write_text('{"A": {')
-    with pytest.raises(UserError, match="page.json: is damaged, or not JSON"):
-        kept_entries("page", STUDY, PageOptions(results_dir=tmp_path, models=("B",)))
+    for models in ((), ("B",)):
+        with pytest.raises(UserError, match="page.json: is damaged, or not JSON"):
+            kept_entries("page", STUDY, PageOptions(results_dir=tmp_path, models=models))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ({"seeds": 3}, "'seeds' is 3; must be different seeds"),
+        ({"seeds": ["1", "2"]}, "'seeds' is "),
+        ({"seeds": [1, 1]}, "'seeds' is "),
+        ({"seeds": [1, 2, 3]}, "has 3 seeds, but 2 values of 'rate'"),
+        ({"seeds": [True, 2]}, "'seeds' is "),
+        ({"commit": "abc"}, "'commit' must be a list of texts"),
+        ({"commit": [1]}, "'commit' must be"),
+        ({"date": None}, "'date' a text"),
+        ({"rate": []}, "'rate' is .*; must be a list of numbers"),
+        ({"rate": [0.1, None]}, "'rate' is .*; must be a list of numbers"),
+        ({"rate": [0.1, math.nan]}, "'rate' is .*; must be a list of numbers"),
+        ({"rate": [[0.1], ["a"]]}, "'rate' is .*; must be a list of numbers"),
+        ({"rate": {"90": [0.1]}}, "has 2 seeds, but 1 values of 'rate 90'"),
+        ({"rate": "much"}, "'rate' is 'much'; must be a number"),
+        ({"size": "x"}, "'size' is 'x'; must be a number"),
+    ],
+)
+def test_a_damaged_entry_is_named_before_training(damage, words, tmp_path):
+    (tmp_path / "page.json").write_text(json.dumps({"A": figures([1, 2], [0.1, 0.2]) | damage}))
+    with pytest.raises(UserError, match=f"page.json: 'A'.* {words}|page.json: 'A' {words}"):
+        read_results("page", StudyOptions(results_dir=tmp_path))
+
+
+def test_whatever_pages_hold_is_read(tmp_path):
+    page = {
+        "A": figures([1, 2], [0.1, 0.2]) | {"by_case": {"9": [1, True]}, "returns": [[1.0, 2.0], [3.0]]},
+        "expert": {"returns": [[1.0]], "size": 3.5},
+    }
+    (tmp_path / "page.json").write_text(json.dumps(page))
+    assert read_results("page", StudyOptions(results_dir=tmp_path)) == page
+    assert read_results("none", StudyOptions(results_dir=tmp_path)) == {}
+    for path in sorted((reproduce.ROOT / "results").glob("*.md")):
+        if path.with_suffix(".json").exists() and path.stem not in ("gpu", "memory_retention"):
+            assert read_results(path.stem, StudyOptions())
+
+
+def test_a_page_that_cannot_be_written_is_reported_before_training(tmp_path):
+    (tmp_path / "page.png").mkdir()
+    with pytest.raises(UserError, match="page.png is a folder, but a file of this page"):
+        read_results("page", StudyOptions(results_dir=tmp_path))
+    (tmp_path / "other.md").write_bytes(b"\xff\xfe mine")
+    with pytest.raises(UserError, match="other.md: cannot be read"):
+        read_results("other", StudyOptions(results_dir=tmp_path))
+
+
+def test_seeds_are_not_lost(tmp_path):
+    page = {"A": figures([1, 2], [0.1, 0.2], "another"), "B": figures([2], [0.1]), "expert": {"rate": [1.0]}}
+    options = StudyOptions(results_dir=tmp_path, seeds=(2, 3))
+    with pytest.raises(
+        UserError, match="--seeds 2 3: .*page.json has seeds 1 2 of A, and they would be lost; give all"
+    ):
+        keep_seeds("page", page, options)
+    with pytest.raises(UserError, match="has seeds 1 2 of A, made by another command, and they would be lost"):
+        keep_outdated("page", page, {"A": "train"}, options)
+    keep_outdated("page", page, {"A": "another", "C": "train"}, options)
+    keep_seeds("page", {"B": page["B"], "expert": page["expert"]}, options)
 
 
 def test_only_selected_models_are_run(monkeypatch):
@@ -295,10 +394,13 @@ def test_entries_record_their_origin(tmp_path):
 @pytest.mark.parametrize(
     ("old", "words"),
     [
-        (f"mine\n{BEGIN}\nfigures\n\nalso mine\n".encode(), "is missing; put it where the generated part ends"),
+        (f"mine\n{BEGIN}\nfigures\n\nalso mine\n".encode(), f"has '{BEGIN}' 1 times and '{END}' 0 times; must have"),
+        (f"mine\nfigures\n{END}\nalso mine\n".encode(), f"has '{BEGIN}' 0 times and '{END}' 1 times; must have"),
+        (f"{BEGIN}\n{END}\n{BEGIN}\n{END}\n".encode(), "2 times; must have each once"),
+        (f"{END}\nmine\n{BEGIN}\n".encode(), "must have each once"),
         (b"\xff\xfe mine", "cannot be read"),
     ],
-    ids=["no end mark", "not UTF-8"],
+    ids=["no end mark", "no begin mark", "two parts", "marks in the wrong order", "not UTF-8"],
 )
 def test_a_page_whose_text_cannot_be_kept_is_left_alone(tmp_path, old, words):
     page = tmp_path / "page.md"
