@@ -111,7 +111,11 @@ def test_forward_and_gradients_equal_the_cpu(mode, device):
             assert_near(grads[name], grad, name)
 
 
-@pytest.mark.parametrize(("options", "close"), [({}, 2e-3), ({"precision": "bf16"}, 0.05)], ids=["float32", "bf16"])
+@pytest.mark.parametrize(
+    ("options", "close"),
+    [({}, 2e-3), ({"precision": "bf16"}, 0.05), ({"precision": "bf16", "attention": "fused"}, 0.05)],
+    ids=["float32", "bf16", "fused in bf16"],
+)
 def test_twenty_steps_of_training_equal_the_cpu(options, close, device):
     steps = 20 if device.type == "cuda" else 3
     expected = losses(make_trainer(agent(), torch.device("cpu")), steps)
@@ -119,6 +123,7 @@ def test_twenty_steps_of_training_equal_the_cpu(options, close, device):
     np.testing.assert_allclose(found, expected, rtol=close, atol=close)
 
 
+@pytest.mark.timeout(900)  # eight compilations
 @pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), CUDA], indirect=True)
 @pytest.mark.parametrize("attention", ["whole", "fused"])
 def test_compiled_training_equals_eager(attention, device):
@@ -248,11 +253,14 @@ def played(
     return logits
 
 
-def assert_plays_as_on_the_cpu(model: Agent, device: torch.device, *, record: bool = False, **moments) -> None:
+def assert_plays_as_on_the_cpu(
+    model: Agent, device: torch.device, *, record: bool = False, precision: str = "32", close: float = CLOSE, **moments
+) -> None:
     actions: list[np.ndarray] = []
     expected = played(model, torch.device("cpu"), actions, **moments)
-    for found, wanted in zip(played(model, device, actions, record=record, **moments), expected, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=CLOSE, atol=CLOSE)
+    found = played(model, device, actions, record=record, precision=precision, **moments)
+    for one, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, wanted, rtol=close, atol=close)
 
 
 @pytest.mark.parametrize("mode", ["RATE", "TrXL", "DT", "GRU"])
@@ -262,8 +270,9 @@ def test_acting_equals_the_cpu(mode, device):
     )
 
 
+@pytest.mark.parametrize(("precision", "close"), [("32", CLOSE), ("bf16", 0.05)])
 @pytest.mark.parametrize("mode", ["RATE", "TrXL", "DT"])
-def test_recorded_acting_equals_the_cpu(mode, device, monkeypatch):
+def test_recorded_acting_equals_the_cpu(mode, precision, close, device, monkeypatch):
     recordings: list[int] = []
 
     def recorder(function, inputs, pool):
@@ -272,7 +281,8 @@ def test_recorded_acting_equals_the_cpu(mode, device, monkeypatch):
 
     monkeypatch.setattr(stepper, "graphs_on", lambda device, **options: Graphs(recorder=recorder, **options))
     moments = {"steps": 9 * K, "keep": (4 * K + 1, np.arange(ROWS)[::-1].copy()), "reset_at": 8 * K}
-    assert_plays_as_on_the_cpu(agent(mode).eval(), device, record=True, **moments)
+    model = agent(mode).eval()
+    assert_plays_as_on_the_cpu(model, device, record=True, precision=precision, close=close, **moments)
     assert recordings
 
 

@@ -35,7 +35,7 @@ class Mirror:
         if not isinstance(images, Tensor):
             raise TypeError(f"Mirror needs dense images, not {type(images).__name__}")
         chosen = torch.rand(len(batch), device=images.device) < 0.5
-        becomes = torch.tensor(self.actions, device=images.device)
+        becomes = torch.tensor(self.actions).to(images.device, non_blocking=True)
 
         def mirrored(actions: Tensor) -> Tensor:
             return torch.where(chosen[:, None], becomes[actions], actions)
@@ -43,7 +43,7 @@ class Mirror:
         def turned(name: str, rows: Tensor) -> Tensor:
             if name not in self.signs:
                 return rows
-            factors = torch.tensor(self.signs[name], dtype=rows.dtype, device=rows.device)
+            factors = torch.tensor(self.signs[name], dtype=rows.dtype).to(rows.device, non_blocking=True)
             return torch.where(chosen[:, None, None], rows * factors.repeat(rows.shape[-1] // len(factors)), rows)
 
         return replace(

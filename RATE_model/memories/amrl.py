@@ -73,7 +73,7 @@ class AMRL(LSTM):
         """See `Memory.forward`."""
         outputs, recurrent = self._outputs(steps, valid, state.recurrent)
         new, rest = outputs.chunk(2, dim=-1)
-        valid = valid.to(new.device)
+        valid = valid.to(new.device, non_blocking=True)
         count = state.count[:, None] + valid.cumsum(dim=1)
         aggregate = _StraightThrough.apply(self._aggregated(new, valid, count, state), new, valid, state.aggregate)
         hidden = self.dropout(self.output(torch.cat([aggregate, rest], dim=-1)))

@@ -115,7 +115,7 @@ class KNN(Memory):
         lead = within = None
         if not bool(valid[:, 0].all()):
             lead = valid.int().argmax(dim=1)
-            within = (torch.arange(x.shape[1]) < valid.sum(dim=1, keepdim=True)).to(x.device)
+            within = (torch.arange(x.shape[1]) < valid.sum(dim=1, keepdim=True)).to(x.device, non_blocking=True)
             x = rolled(x, -lead)
         keys, averages = self.history(x, state.averages, within)
         keys = keys if lead is None else rolled(keys, lead)

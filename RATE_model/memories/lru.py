@@ -93,8 +93,9 @@ class LRUCell(Cell):
         decay = torch.exp(torch.complex(-self.log_nu.exp(), self.log_theta.exp()))
         entering = torch.view_as_complex(entering.unflatten(-1, (n, 2)))
         states = torch.view_as_real(scan(decay[None, None], entering, torch.view_as_complex(before)))
-        signs = torch.tensor([1.0, -1.0], device=x.device)  # Re(C s) = Re C Re s - Im C Im s
-        y = linear(states.flatten(2), (self.read * signs).flatten(1)) + self.through * x
+        # Re(C s) = Re C Re s - Im C Im s: a real product with the conjugate's parts.
+        read = torch.view_as_real(torch.view_as_complex(self.read).conj().resolve_conj())
+        y = linear(states.flatten(2), read.flatten(1)) + self.through * x
         value, gate = self.unit(F.gelu(y)).chunk(2, dim=-1)
         gate = torch.sigmoid(gate)
         return value * gate, (last_valid(states, before, valid),), {"output gate": gate}

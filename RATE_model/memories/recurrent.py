@@ -7,6 +7,7 @@ With step_input "sequence" the parts of a step enter the cell one after the othe
 et al. 2022, arXiv 2211.14655), and the hidden state after the observation is the step's.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -106,7 +107,7 @@ class _Recurrent(Memory):
             x = torch.stack(parts, dim=2).flatten(1, 2)  # (B, parts T, d)
         per_step = x.shape[1] // valid.shape[1]
         # In float32 even under autocast: a state rounded at every step drifts, and these products are small.
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False), self._differentiable():
             x = self.dropout(x).float()
             if bool(valid[:, 0].all()):
                 hidden, state = self._run(x, state)
@@ -114,13 +115,18 @@ class _Recurrent(Memory):
                 hidden, state = self._run_padded(x, valid.repeat_interleave(per_step, dim=1), state)
         return hidden[:, per_step - 1 :: per_step], state
 
+    def _differentiable(self) -> AbstractContextManager[Any]:
+        """Without cuDNN, which has gradients in training mode only, where a trained model is examined by gradients."""
+        examined = torch.is_grad_enabled() and not self.training
+        return torch.backends.cudnn.flags(enabled=False) if examined else nullcontext()
+
     def _run_padded(self, x: Tensor, valid: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """`_run` for inputs `(B, T, d)` with padding, which must not change the state. `valid` is `(B, T)`."""
         rows = valid.any(dim=1).nonzero().squeeze(1)
         hidden = x.new_zeros(*valid.shape, self.config.hidden)
         if not len(rows):
             return hidden, state
-        on_device = rows.to(x.device)
+        on_device = rows.to(x.device, non_blocking=True)
         lead, lengths = valid[rows].int().argmax(dim=1), valid[rows].sum(dim=1)
         begun = rolled(x.index_select(0, on_device), -lead)
         packed = pack_padded_sequence(begun, lengths, batch_first=True, enforce_sorted=False)

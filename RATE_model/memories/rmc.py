@@ -99,7 +99,8 @@ class RMCCell(Cell):
         """Forget and input gates, M and H; all `(B, slots, d)`. `gates` and `source` are the input's contributions."""
         keep, write, show = (gates + self.from_hidden(hidden)).chunk(3, dim=-1)
         columns = torch.cat([self.attention.source(cells), source], dim=1)
-        g = self.norms[0](cells + self.attention(cells, columns, cells.new_zeros(1, 1, 1, 1)))
+        nothing_hidden = cells.new_zeros(1, 1, 1, columns.shape[1])  # as wide as a GPU's kernel wants it
+        g = self.norms[0](cells + self.attention(cells, columns, nothing_hidden))
         g = self.norms[1](g + self.forward_slot(g))
         keep, write = torch.sigmoid(keep + 1), torch.sigmoid(write)
         cells = keep * cells + write * torch.tanh(g)

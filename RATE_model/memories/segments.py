@@ -209,7 +209,7 @@ class SegmentCell(Cell):
         first = count[:1] if bool((count == count[0]).all()) else count
         # Rows without any may be anywhere in their segments; what is written there is discarded below.
         first = first.clamp(max=self.segment - x.shape[1])
-        places = (first[:, None] + torch.arange(x.shape[1])).to(x.device)
+        places = (first[:, None] + torch.arange(x.shape[1])).to(x.device, non_blocking=True)
         y, after, seen = self.attend(x, state, places)
         active = steps > 0
         if not bool(active.all()):
@@ -292,7 +292,7 @@ def by_place(distance_bias: Tensor, segment: int) -> Tensor:
 
 def _where_rows(chosen: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """`new` in the rows `(B,)` bool, `old` in the others."""
-    return torch.where(chosen.to(new.device).view(-1, *[1] * (new.ndim - 1)), new, old.to(new.dtype))
+    return torch.where(chosen.to(new.device, non_blocking=True).view(-1, *[1] * (new.ndim - 1)), new, old.to(new.dtype))
 
 
 def tensors_of(state: State) -> CellState:

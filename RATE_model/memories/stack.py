@@ -198,7 +198,7 @@ class Stack(Memory):
         if not bool((valid if self.keeps_data else valid[:, 0]).all()):
             lead = valid.int().argmax(dim=1) * per_step
             ends = valid.sum(dim=1, keepdim=True) * per_step
-            within = (torch.arange(x.shape[1]) < ends).to(x.device)
+            within = (torch.arange(x.shape[1]) < ends).to(x.device, non_blocking=True)
             x = rolled(x, -lead)
         states, seen = [], {}
         for index, (cell, of_cell) in enumerate(zip(self.cells, by_layer(state), strict=True)):
@@ -257,7 +257,7 @@ def by_layer(state: State) -> list[CellState]:
 def rolled(x: Tensor, shift: Tensor) -> Tensor:
     """`(B, T, d)` with row b rotated to the right by `shift[b]` steps."""
     index = (torch.arange(x.shape[1]) - shift[:, None]) % x.shape[1]
-    return x.gather(1, index.to(x.device)[..., None].expand_as(x))
+    return x.gather(1, index.to(x.device, non_blocking=True)[..., None].expand_as(x))
 
 
 def last_valid(states: Tensor, initial: Tensor, valid: Tensor | None) -> Tensor:

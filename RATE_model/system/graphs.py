@@ -35,10 +35,14 @@ def record(function: Callable[..., Result], inputs: Sequence[Tensor], pool: Any)
         with torch.cuda.stream(stream), torch.random.fork_rng([torch.cuda.current_device()]):
             function(*held)
         torch.cuda.current_stream().wait_stream(stream)
+        # A cast of weights that autocast keeps is freed when autocast ends, and the graph would still read it. So the
+        # graph makes its own, which nothing else may use.
+        torch.clear_autocast_cache()
         graph = torch.cuda.CUDAGraph()
         # Meanwhile the data loader's thread may allocate page-locked memory, which would otherwise end the recording.
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             result = function(*held)
+        torch.clear_autocast_cache()
 
     def replay(*values: Tensor) -> Result:
         for place, value in zip(held, values, strict=True):

@@ -148,14 +148,16 @@ class TMaze(Environment):
         """
         from RATE_model.training.trainer import accuracy  # only training needs it
 
-        valid, targets = batch.valid.to(logits.device), batch.targets
+        valid, ends = (mark.to(logits.device, non_blocking=True) for mark in (batch.valid, batch.lengths - 1))
         steps = torch.arange(valid.shape[1], device=logits.device)
-        last = steps == (batch.lengths.to(logits.device) - 1)[:, None]
-        decisive = last | (valid & (targets != RIGHT) & (steps > 0))
-        decisions, targets = logits[decisive].float(), targets[decisive]
+        decisive = (steps == ends[:, None]) | (valid & (batch.targets != RIGHT) & (steps > 0))
+        # All steps are evaluated: choosing some would wait for a GPU.
+        targets = torch.where(decisive, batch.targets, 0)
+        right = logits.argmax(-1) == targets
+        losses = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
         return accuracy(logits, batch) | {
-            "train_last_acc": (decisions.argmax(-1) == targets).float().mean(),
-            "train_last_loss": F.cross_entropy(decisions, targets),
+            "train_last_acc": (right & decisive).sum() / decisive.sum(),
+            "train_last_loss": (losses * decisive).sum() / decisive.sum(),
         }
 
     def grid_flags(self, case: int, parts: int) -> Sequence[str]:

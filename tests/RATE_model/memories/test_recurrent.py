@@ -6,6 +6,8 @@ from torch import nn
 
 from RATE_model.errors import UserError
 from RATE_model.memories.recurrent import GRU, LSTM, RecurrentConfig
+from tests.RATE_model.memories.test_contract import Case, inputs_of, logits_of
+from tests.small_models import VECTOR
 
 
 @torch.no_grad()
@@ -40,3 +42,15 @@ def test_forget_bias_keeps_the_state(memory):
 def test_a_forget_bias_out_of_range_is_refused():
     with pytest.raises(UserError, match="--forget_bias nan"):
         RecurrentConfig(d_model=4, context_length=2, forget_bias=float("nan")).validate()
+
+
+@pytest.mark.parametrize("mode", ["LSTM", "GRU", "AMRL"])
+def test_cudnn_is_left_out_where_it_has_no_gradients(mode):
+    """In evaluation mode, with gradients; see `RATE_model.diagnose.retention`."""
+    agent, uses = Case.of(mode, "rtg").agent(), []
+    agent.memory.cells.register_forward_pre_hook(lambda *_: uses.append(torch.backends.cudnn.enabled))
+    inputs = inputs_of(VECTOR, 2)
+    for training, gradients in ((False, True), (False, False), (True, True)):
+        with torch.set_grad_enabled(gradients):
+            logits_of(agent.train(training), inputs)
+    assert uses == [False, True, True]
