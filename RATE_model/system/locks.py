@@ -99,6 +99,12 @@ def owner(lock: Path) -> str | None:
     return None
 
 
+def how_to_stop(lock: Path) -> str:
+    """The command that ends a lock's owner, in brackets, to follow "stop it"; empty if the owner is unknown."""
+    known = _read_owner(lock)
+    return f" (kill {known['pid']} on {known['host']})" if known else ""
+
+
 @contextlib.contextmanager
 def exclusive(path: Path, waiting: str = "", *, folder: bool = False) -> Iterator[bool]:
     """Only this process may write ``path`` inside; leftovers of killed writers are removed first.

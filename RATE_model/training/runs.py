@@ -40,7 +40,7 @@ from RATE_model.errors import RunError, UserError, error_reason
 from RATE_model.system import distributed
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.system.interrupts import exit_code, signal_name
-from RATE_model.system.locks import LockHeld, clear_leftovers, hold, owner
+from RATE_model.system.locks import LockHeld, clear_leftovers, hold, how_to_stop, owner
 from RATE_model.training.checkpoints import (
     find_checkpoint,
     has_checkpoints,
@@ -308,7 +308,9 @@ def check_unowned(**places: Path | None) -> None:
     for name, place in places.items():
         for directory in () if place is None else (place.absolute(), *place.absolute().parents):
             if directory.is_dir() and (by := owner(directory / _LOCK)) is not None:
-                raise UserError(f"--{name} {place}: {directory} is in use by {by}; wait for it, or give another place")
+                raise UserError(
+                    f"--{name} {place}: {directory} is in use by {by}; {_free(directory)}, or give another place"
+                )
 
 
 @contextmanager
@@ -322,10 +324,14 @@ def owning(place: Path) -> Iterator[None]:
         yield
 
 
+def _free(directory: Path) -> str:
+    """How to free a run that another process owns."""
+    return f"wait for it or stop it{how_to_stop(directory / _LOCK)}"
+
+
 def _in_use_message(directory: Path, by: str) -> str:
     return (
-        f"{directory} is in use by {by}: wait for it or stop it, or start another run with another --text or "
-        "--ckpt_folder"
+        f"{directory} is in use by {by}: {_free(directory)}, or start another run with another --text or --ckpt_folder"
     )
 
 

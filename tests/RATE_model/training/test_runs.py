@@ -153,12 +153,13 @@ def test_a_run_has_one_owner(tmp_path: Path) -> None:
         assert owner.is_alive()
         time.sleep(0.01)
     before = snapshot(tmp_path)
+    stopping = rf"in use by process {owner.pid} on .* wait for it or stop it \(kill {owner.pid} on .*\), or "
     for options in ({}, {"resume": "auto"}, {"overwrite": True}):
-        with pytest.raises(UserError, match=rf"in use by process {owner.pid} on .*--text or --ckpt_folder$"):
+        with pytest.raises(UserError, match=stopping + r".*--text or --ckpt_folder$"):
             check_run(tmp_path, config=CONFIG, seed=1, **options)
     with pytest.raises(UserError, match=f"in use by process {owner.pid} on"), open_run(checked, config=CONFIG):
         pass
-    with pytest.raises(UserError, match=f"--output .*final.json: .* is in use by process {owner.pid} on"):
+    with pytest.raises(UserError, match="--output .*final.json: .* is " + stopping):
         check_unowned(pictures=None, output=tmp_path / "eval" / "final.json")
     assert snapshot(tmp_path) == before
     os.kill(owner.pid, signal.SIGKILL)
