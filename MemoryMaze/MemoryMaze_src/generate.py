@@ -109,6 +109,12 @@ class Recipe:
 
 def generate(recipe: Recipe, episodes: int, path: Path, *, overwrite: bool = False, workers: int | None = None) -> Path:
     """Make a file of trajectories; see `DataMaker.make`."""
+    counts = np.bincount(recipe.assignment(episodes), minlength=len(recipe.mix))
+    if not counts.all():
+        raise UserError(
+            f"--mix {recipe.mix[counts.argmin()]}: this player gets none of the {episodes} episodes; raise its SHARE "
+            "or --episodes, or leave it out"
+        )
     maze_tasks()  # fails here, not in a worker, if a package is missing
     job = Job(
         functools.partial(play_part, recipe),

@@ -115,6 +115,13 @@ def test_players_alternate_by_their_shares():
     assert [player.kind for player in Recipe(mix=DEFAULT_MIX).players] == ["explorer"] * 3
 
 
+def test_every_player_gets_an_episode(tasks, tmp_path):
+    mix = ("planner:0:1", "explorer:0:1e-9")
+    with pytest.raises(UserError, match="^--mix explorer:0:1e-9: this player gets none of the 10 episodes; raise"):
+        generate(Recipe(mix=mix), 10, tmp_path / "data" / "data.h5")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
