@@ -28,7 +28,7 @@ from Atari.generate import Recipe, generate
 from RATE_model.cli.limits import EpisodeSteps, Range, Ranged, Share, writable
 from RATE_model.cli.options import exit_on_user_error
 from RATE_model.data.dopamine import export_folder, export_replay
-from RATE_model.data.maker import DataMaker
+from RATE_model.data.maker import DataMaker, exact
 
 TRANSITIONS, PLANNED_TRANSITIONS = 100_000, 20_000
 PLANNED_CAP = 2000  # decisions: a good planner hardly ever loses its last life
@@ -100,9 +100,9 @@ class AtariData(DataMaker[GenerateOptions]):
         chosen, usual = options.recipe, GenerateOptions(options.game).recipe
         parts = [chosen.game]
         if chosen.mix != usual.mix:
-            parts.append("mix" + "-".join(f"{noise:g}" for noise in chosen.mix))
+            parts.append("mix" + "-".join(map(exact, chosen.mix)))
         if chosen.sticky:
-            parts.append(f"sticky{chosen.sticky:g}")
+            parts.append(f"sticky{exact(chosen.sticky)}")
         if chosen.max_steps != usual.max_steps:
             parts.append(f"cap{chosen.max_steps}")
         return f"{'_'.join(parts)}_n{options.steps}.h5"

@@ -39,7 +39,7 @@ from MemoryMaze.MemoryMaze_src.generate import DEFAULT_MIX, EXPERTS_VERSION, Pla
 from RATE_model.cli.limits import Check, Probability, Range, Steps
 from RATE_model.cli.local_settings import configured_folder
 from RATE_model.cli.options import changeable
-from RATE_model.data.maker import DAggerOptions, DataMaker, split_datasets
+from RATE_model.data.maker import DAggerOptions, DataMaker, exact, split_datasets
 from RATE_model.data.npz import REWARDS_WITH_IMAGES, UNKNOWN_ALIGNMENT, NpzKeys, Rows, require_expert_labels
 from RATE_model.data.selection import strided_windows
 from RATE_model.data.trajectories import Learn, TrajectoryFile
@@ -123,7 +123,7 @@ class MemoryMazeData(DataMaker[DataOptions]):
         if options.steps != DataOptions.steps:
             parts.append(f"steps{options.steps}")
         if options.perturbation:
-            parts.append(f"perturbation{options.perturbation:g}")
+            parts.append(f"perturbation{exact(options.perturbation)}")
         return f"{'_'.join(parts + options.driver_name)}_n{options.episodes}.h5"
 
     def make(self, options: DataOptions, path: Path, *, overwrite: bool = False, workers: int | None = None) -> None:

@@ -21,7 +21,7 @@ from MinigridMemory.MinigridMemory_src.expert import Flaws
 from MinigridMemory.MinigridMemory_src.generate import Selection, generate
 from RATE_model.cli.limits import MAX_STEPS, Count, Probability, Range, Steps
 from RATE_model.cli.options import changeable
-from RATE_model.data.maker import DAggerOptions, DataMaker
+from RATE_model.data.maker import DAggerOptions, DataMaker, exact
 from RATE_model.data.npz import require_expert_labels
 from RATE_model.data.trajectories import Learn
 from RATE_model.errors import UserError
@@ -128,7 +128,7 @@ class MinigridMemoryData(DataMaker[DataOptions]):
             parts.append(f"steps{chosen.min_steps}-{chosen.max_steps}")
         if chosen.cap != widest_cap(chosen.size):
             parts.append(f"cap{chosen.cap}")
-        parts += [f"{name}{value:g}" for name, value in vars(chosen.flaws).items() if value]
+        parts += [f"{name}{exact(value)}" for name, value in vars(chosen.flaws).items() if value]
         return f"{'_'.join(parts + options.driver_name)}_n{chosen.trajectories}.h5"
 
     def count(self, options: DataOptions) -> int:

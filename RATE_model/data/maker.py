@@ -351,6 +351,12 @@ class DataMaker(ABC, Generic[Options]):
                 )
 
 
+def exact(number: float) -> str:
+    """A number for a file name, as short as possible: different numbers never look the same."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
+
+
 def record(
     environment: gymnasium.Env,
     first: tuple[Any, Mapping[str, Any]],

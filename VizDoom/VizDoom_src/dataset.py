@@ -21,7 +21,7 @@ if __name__ == "__main__":  # started as a script
 
 from RATE_model.cli.limits import Probability, Range
 from RATE_model.cli.options import changeable
-from RATE_model.data.maker import DAggerOptions, DataMaker
+from RATE_model.data.maker import DAggerOptions, DataMaker, exact
 from RATE_model.data.npz import require_expert_labels
 from RATE_model.data.trajectories import Learn
 from RATE_model.errors import UserError
@@ -99,7 +99,8 @@ class VizDoomData(DataMaker[DataOptions]):
         parts += [f"{name}_{value}" for name, value in options.scenario.rules.items() if value != standard[name]]
         if (graphics := options.scenario.settled().graphics) != BEFORE["graphics"]:  # old file names
             parts.append(f"graphics_{graphics}")
-        parts += [f"{name}{getattr(options, name):g}" for name in ("noise", "perturbation") if getattr(options, name)]
+        flaws = {name: getattr(options, name) for name in ("noise", "perturbation")}
+        parts += [f"{name}{exact(value)}" for name, value in flaws.items() if value]
         if options.perturbation and options.perturbation_steps != PERTURBATION_STEPS:
             parts.append(f"every{options.perturbation_steps}")
         return f"{'_'.join(parts + options.driver_name)}_n{options.episodes}.h5"

@@ -154,6 +154,9 @@ def test_file_names_contain_all_settings(tmp_path, monkeypatch):
     assert name("Pong", **changes) == "Pong_mix0.5-1_sticky0.25_cap9_n7.h5"
     assert GenerateOptions("Pong", **changes).recipe == Recipe("Pong", (0.5, 1.0), 0.25, 9)
     assert name("freeway") == "Freeway_n20000.h5"
+    assert name("Pong", mix=(0.0, 0.05, 0.1, 0.5, 1.0)) == "Pong_mix0-0.05-0.1-0.5-1_n100000.h5"
+    assert name("Pong", mix=(0.1000001,)) == "Pong_mix0.1000001_n100000.h5"
+    assert name("Pong", data_sticky=0.1000001) == "Pong_sticky0.1000001_n100000.h5"
     monkeypatch.setattr(generate_dataset, "TRANSITIONS", 20)
     monkeypatch.setattr(generate_dataset, "MIXES", {"Breakout": (1.0,)})
     options = GenerateOptions(data_dir=tmp_path)

@@ -39,6 +39,11 @@ def test_file_names_contain_all_settings():
     changes.append({"perturbation": 0.3})
     names = {DATA.path(options).name} | {DATA.path(replace(options, **change)).name for change in changes}
     assert len(names) == 7
+    ends = {0.0: "", 0.05: "_perturbation0.05", 0.1: "_perturbation0.1", 0.5: "_perturbation0.5", 1.0: "_perturbation1"}
+    for value, end in (ends | {0.1000001: "_perturbation0.1000001"}).items():
+        assert DATA.file_name(replace(options, mix=("planner:0:1",), perturbation=value)) == (
+            f"memory_maze_9x9_planner-0-1{end}_n200.h5"
+        )
     for name in (DATA.path(replace(options, mix=("planner:0.2:1", "explorer:0:3"))).name, *names):
         assert not set(name) & set(":/ ")
     same = replace(options, windows="published", alignment="last", learn="expert")

@@ -137,6 +137,8 @@ def test_file_names_contain_all_settings(small):
     changes = [{"size": 11}, {"corridor": "fixed"}, {"min_steps": 3}, {"max_steps": 90}, {"cap": 95}, {"noise": 0.1}]
     changes += [{"wrong_arm": 0.1}, {"guess": 0.1}, {"trajectories": 40}, {"preset": "published_31"}]
     assert len({DATA.path(small(**change)) for change in changes} | {base}) == len(changes) + 1
+    for value, shown in ((0.05, "0.05"), (0.1, "0.1"), (0.5, "0.5"), (1.0, "1"), (0.1000001, "0.1000001")):
+        assert f"_noise{shown}_guess{shown}_n" in DATA.file_name(small(noise=value, guess=value))
     assert DATA.path(small(preset="clean_41")) == base  # replaced in everything that differs
     assert DATA.path(small(corridor="random", cap=96, max_steps=96)) == base
     assert DATA.path(DataOptions()).parts[-3:-1] == ("MinigridMemory", "MinigridMemory_data")

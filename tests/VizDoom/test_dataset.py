@@ -316,6 +316,9 @@ def test_file_names_contain_all_settings(tmp_path):
             {"perturbation": 0.1, "perturbation_steps": 1},
         )
     }
+    for value, shown in ((0.05, "0.05"), (0.1, "0.1"), (0.5, "0.5"), (1.0, "1"), (0.1000001, "0.1000001")):
+        name = DATA.file_name(DataOptions(noise=value, perturbation=value))
+        assert name == f"vizdoom_two_colors_limited_steps90_noise{shown}_perturbation{shown}_n5000.h5"
     assert len(names) == 10 and "vizdoom_two_colors_limited_steps90_n5000.h5" in names
     assert DATA.path(DataOptions()).parent.name == "VizDoom_data"
 
