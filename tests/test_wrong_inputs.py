@@ -172,7 +172,7 @@ INPUTS = [
     ("vizdoom", "--data_path nowhere.h5", "--data_path 'nowhere.h5': does not exist"),
     ("vizdoom", "--add_data nowhere.h5", "--add_data 'nowhere.h5': does not exist"),
     ("vizdoom", "--driver nowhere", "nowhere does not exist"),
-    ("maze data", "--driver folder --perturbation 0.1", "--perturbation 0.1: with --driver"),
+    ("maze data", "--driver nowhere --perturbation 0.1", "nowhere does not exist"),
     ("tmaze", "--data_dir file", "file' is not a directory"),
     ("minigrid", "--data_dir file", "file' is not a directory"),
     ("vizdoom", "--data_dir file/below", "file' is not a directory"),

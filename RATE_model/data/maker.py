@@ -71,8 +71,9 @@ class DAggerOptions(Ranged):
             raise UserError("--driver: no data is made with --data_path; leave one of them out")
         for name in self.flaws:
             if value := getattr(self, name):
+                _ = self.driver_choice  # reports a missing one
                 raise UserError(
-                    f"--{name} {value:g}: with --driver the agent acts, and the expert never errs; leave it out"
+                    f"--{name} {exact(value)}: with --driver the agent acts, and the expert never errs; give --{name} 0"
                 )
 
     @property

@@ -78,14 +78,17 @@ def test_driven_files_have_distinct_names(run, tmp_path):
 
 @pytest.mark.parametrize("name", ["noise", "wrong_arm", "guess"])
 def test_a_driver_and_an_expert_that_errs_exclude_each_other(run, name):
-    with pytest.raises(UserError, match=f"--{name} 0.5: with --driver .*leave it out"):
+    with pytest.raises(UserError, match=f"--{name} 0.5: with --driver .*give --{name} 0$"):
         DataOptions(driver=run, **{name: 0.5}).validate()
 
 
 @pytest.mark.parametrize("module", ["VizDoom.VizDoom_src.dataset", "MemoryMaze.MemoryMaze_src.dataset"])
-def test_a_driver_is_not_perturbed(module, tmp_path):
-    with pytest.raises(UserError, match="--perturbation 0.2: with --driver"):
-        importlib.import_module(module).DataOptions(driver=tmp_path, perturbation=0.2).validate()
+def test_a_driver_is_not_perturbed(module, run, tmp_path):
+    options = importlib.import_module(module).DataOptions
+    with pytest.raises(UserError, match="--perturbation 0.2: with --driver .*give --perturbation 0$"):
+        options(driver=run, perturbation=0.2).validate()
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        options(driver=tmp_path / "nowhere", perturbation=0.2).validate()
 
 
 def test_an_invalid_driver_is_an_error(run, tmp_path):
