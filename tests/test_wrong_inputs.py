@@ -173,6 +173,7 @@ INPUTS = [
     ("vizdoom", "--add_data nowhere.h5", "--add_data 'nowhere.h5': does not exist"),
     ("vizdoom", "--driver nowhere", "nowhere does not exist"),
     ("maze data", "--driver nowhere --perturbation 0.1", "nowhere does not exist"),
+    ("maze data", "--alignment causal", "--alignment causal: only applies"),
     ("tmaze", "--data_dir file", "file' is not a directory"),
     ("minigrid", "--data_dir file", "file' is not a directory"),
     ("vizdoom", "--data_dir file/below", "file' is not a directory"),

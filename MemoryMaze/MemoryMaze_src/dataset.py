@@ -23,7 +23,7 @@ episodes. Returns-to-go are those of the whole episode.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -98,6 +98,15 @@ class DataOptions(DAggerOptions):
         super().validate()
         if not self.mix:
             raise UserError("--mix: name at least one player, such as explorer:0.1:1")
+
+    def check_typed(self, typed: Set[str]) -> None:
+        """Raise a UserError for a typed --alignment if there is nothing to convert."""
+        given = DATA.source(self)
+        if "alignment" in typed and (given is None or given[0].is_file()):
+            raise UserError(
+                f"--alignment {self.alignment}: only applies to a folder of episodes to convert; name it with "
+                "--data_path, or leave this out"
+            )
 
     def recipe(self) -> Recipe:
         """The recipe of the data."""

@@ -99,6 +99,15 @@ def test_data_from_flag_then_wandb_config_then_own(tmp_path, capsys):
         DATA.ensure(DataOptions(data_path=Path("nowhere")))
 
 
+def test_alignment_is_typed_for_folders_only(tmp_path):
+    write_data(tmp_path / "a.h5", 2)
+    with pytest.raises(UserError, match="--alignment last: only applies to a folder"):
+        parse_options(DATA.flags, argv=["--alignment", "last", "--data_path", str(tmp_path / "a.h5")])
+    parse_options(DATA.flags, argv=["--alignment", "last", "--data_path", str(dreamer(tmp_path / "dreams"))])
+    Path("wandb_config.yaml").write_text(f"memory_maze:\n  data: {tmp_path}/dreams\n")
+    parse_options(DATA.flags, argv=["--alignment", "last"])
+
+
 # --- Dreamer's episodes ---
 
 
@@ -322,6 +331,7 @@ MISTAKES = {
     "no workers": ("--workers 0", ("--workers 0", "at least 1")),
     "name": ("--output data.npz", ("--output 'data.npz'", ".h5")),
     "no folder": ("--data_path nowhere", ("--data_path 'nowhere'", "folder")),
+    "nothing to align": ("--alignment causal", ("--alignment causal", "folder of episodes", "--data_path")),
     "alignment": ("--alignment next", ("--alignment next", "auto, last, causal")),
 }
 
