@@ -25,9 +25,10 @@ import numpy as np
 import torch
 
 from RATE_model.agent import Agent
+from RATE_model.cli.aliases import ALIASES
 from RATE_model.cli.evaluation import print_table, recorded_flags
 from RATE_model.cli.limits import at_least, writable
-from RATE_model.cli.options import exit_on_user_error, flag_words
+from RATE_model.cli.options import close_matches, exit_on_user_error, flag_pairs, flag_words, to_flat_dict
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.trajectories import FIRST_SEEN
 from RATE_model.diagnose import command
@@ -64,7 +65,7 @@ class Options:
     episodes: int = 50
     # First steps of each episode to use; none = all
     steps: int | None = None
-    # Use other data, as flag=value of the train script, such as data_path=FILE. Values are split at spaces
+    # Use other data: its flags as flag=value of the train script, such as data_path=FILE. Values are split at spaces
     train: tuple[str, ...] = ()
     # Folder for the results; none = the run directory
     output: Path | None = None
@@ -107,6 +108,7 @@ def load(options: Options) -> tuple[Environment, Path, Path, Agent, tuple[Window
     checkpoint = resolve_checkpoint(options.run)
     run = run_of(checkpoint.absolute())
     environment: Environment = environment_of(run) if options.env is None else environment_named(options.env)
+    check_data_flags(options.train, environment)
     changes = flag_words(options.train, flag="train")
     config = environment.read_config(["--config", str(run / "config.yaml"), *changes])
     environment.check(config)
@@ -117,6 +119,19 @@ def load(options: Options) -> tuple[Environment, Path, Path, Agent, tuple[Window
         for side in data.windows(max(data.stages))
     )
     return environment, run, checkpoint, agent.to(pick_device(options.device)), (training, held_out)
+
+
+def check_data_flags(changes: Sequence[str], environment: Environment) -> None:
+    """Raise a `UserError` unless changes, written flag=value, are of flags that choose the data."""
+    data = getattr(environment.config(), "data", None)
+    allowed = [] if data is None else list(to_flat_dict(data))
+    for given, _ in flag_pairs(changes, flag="train"):
+        name = given.replace("-", "_")
+        if {**ALIASES, **environment.aliases}.get(name, name) not in allowed:
+            raise UserError(
+                f"--train {given}: --train only chooses the data to examine the run on; give one of its flags: "
+                f"{', '.join(allowed) or '(there are none)'}{close_matches(name, allowed)}"
+            )
 
 
 def probed(options: Options, environment: Environment, data: WindowDataset) -> tuple[str, ...]:

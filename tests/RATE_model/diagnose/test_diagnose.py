@@ -192,6 +192,12 @@ def test_a_run_is_diagnosed(run, capsys):
         (["--since", "bit"], "--since bit"),
         (["--episodes", "1"], "--episodes 1"),
         (["--train", "data"], "--train data: write flag=value"),
+        (
+            ["--train", "model_mode=MLP"],
+            "--train model_mode: .* the data .* give one of its flags: data, training_share",
+        ),
+        (["--train", "segments=1000"], "--train segments: .* the data"),
+        (["--train", "traning_share=0.5"], "did you mean training_share"),
     ],
 )
 def test_wrong_arguments_are_reported(run, capsys, flags, message):
