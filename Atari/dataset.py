@@ -17,8 +17,9 @@ as a view, only where they are encoded (`RATE_model.data.frames.FrameStack`).
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +55,31 @@ class DataOptions(Ranged):
     data_dir: Path | None = changeable(None)
     # Load all frames if they fit into this many GiB; otherwise read them from disk window by window
     memory_gib: Annotated[float, Range(0)] = changeable(4.0)
+    replay: Selection = field(default_factory=Selection)
+
+    def check_typed(self, typed: Set[str]) -> None:
+        """Raise a `UserError` for a typed flag without effect on the data that is used."""
+        place, names = self.given[0] if self.given else None, typed & vars(self.replay).keys()
+        if place is None:
+            names, used = names - {"transitions"}, "the data is our own"
+        elif place.is_file() and place.suffix != ".gz":  # part of DQN-replay data is reported later
+            used = f"'{place}' is used as it is"
+        else:
+            return
+        for name in sorted(names):
+            raise UserError(
+                f"--{name} {getattr(self.replay, name)}: only applies to DQN-replay files, but {used}; name their "
+                "folder with --data_path, or leave this out"
+            )
+
+    @property
+    def given(self) -> tuple[Path, str] | None:
+        """The given data and the flag or setting that names it; None: our own data."""
+        if self.data_path is not None:
+            return self.data_path, f"--data_path {self.data_path}"
+        if (place := configured_folder("atari", "data")) is not None:
+            return place, f"'atari: data: {place}' of wandb_config.yaml"
+        return None
 
 
 @dataclass(frozen=True)
@@ -87,19 +113,17 @@ def trained_on_clipped_rewards(run: Path) -> bool:
         raise UserError(f"{path}: damaged ({error})") from None
 
 
-def ensure_dataset(options: DataOptions, selection: Selection | None = None) -> Path:
+def ensure_dataset(options: DataOptions) -> Path:
     """The file to train on, made or converted if necessary.
 
     Raises:
         UserError: the named data is missing or invalid, or no data can be made or written.
     """
-    played, selection = game_of(options.game), selection or Selection()
+    played, selection = game_of(options.game), options.replay
     own = GenerateOptions(options.game, selection.transitions, data_dir=options.data_dir)
-    place, named = options.data_path, f"--data_path {options.data_path}"
-    if place is None and (place := configured_folder("atari", "data")) is not None:
-        named = f"'atari: data: {place}' of wandb_config.yaml"
-    if place is None:
+    if options.given is None:
         return DATA.ensure(own)
+    place, named = options.given
     if place.is_file() and place.suffix == ".gz":
         raise UserError(f"{named}: this is one file of a replay buffer; give its folder, '{place.absolute().parent}'")
     if place.is_file():
@@ -160,9 +184,7 @@ def rewards_note(file: TrajectoryFile, game: Game) -> str | None:
     return f"rewards of '{file.path}' are not clipped"
 
 
-def load_data(
-    options: DataOptions, selection: Selection | None = None, *, size: int, fraction: float = TRAINING_FRACTION
-) -> Data:
+def load_data(options: DataOptions, *, size: int, fraction: float = TRAINING_FRACTION) -> Data:
     """Windows of ``size`` steps (segments x context_length) for training and validation.
 
     Episodes are divided between the two. Training windows begin at every step; validation windows do not overlap.
@@ -171,7 +193,7 @@ def load_data(
         UserError: the data is missing, invalid, of another game, or has too few episodes.
     """
     played = game_of(options.game)
-    path = ensure_dataset(options, selection)
+    path = ensure_dataset(options)
     file = open_dataset(path, played)
     made_of = file.attributes.get("game", played.name)  # files from other sources do not record it
     if made_of != played.name:

@@ -21,7 +21,6 @@ from RATE_model.agent import Agent
 from RATE_model.cli.limits import Positive, Share, Steps
 from RATE_model.cli.options import changeable
 from RATE_model.cli.settings import ImageExperimentConfig, PlayOptions, SegmentOptions
-from RATE_model.data.dopamine import Selection
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
@@ -70,7 +69,6 @@ class Config(ImageExperimentConfig):
     """All flags of the train script."""
 
     data: DataOptions = field(default_factory=DataOptions)
-    replay: Selection = field(default_factory=Selection)
     task: Task = field(default_factory=Task)
 
     def validate(self) -> None:
@@ -128,7 +126,7 @@ class Atari(Environment):
     def load(self, config: Config) -> TrainingData:
         """Windows that begin at every step. Acting has to know whether their rewards are clipped."""
         size, epochs = config.segments * config.context_length, config.task.decay_epochs
-        data = load_data(config.data, config.replay, size=size)
+        data = load_data(config.data, size=size)
 
         decay = None if epochs is None else round(float(data.training.windows[:, 2].sum()) * epochs)
         sides, more = (data.training, data.validation), {"final_tokens": decay, "prepare": data.write}

@@ -27,7 +27,7 @@ from Atari.games import GAMES
 from benchmarks import common
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
-from RATE_model.data.dopamine import Selection, export_replay
+from RATE_model.data.dopamine import export_replay
 from RATE_model.data.selection import strided_or_whole
 from RATE_model.data.writer import TrajectoryWriter
 
@@ -81,20 +81,20 @@ def convert(options: DataOptions) -> dict[str, float]:
     """Convert DQN-replay files; returns seconds and memory."""
     before, started = common.memory_mib(), time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        ensure_dataset(options, Selection())
+        ensure_dataset(options)
     return {"seconds": time.perf_counter() - started, **_memory(before)}
 
 
 def load(options: DataOptions, size: int, batch_size: int) -> dict[str, float]:
     """Open converted data and draw batches; returns seconds and memory of each."""
     before, started = common.memory_mib(), time.perf_counter()
-    path = ensure_dataset(options, Selection())
+    path = ensure_dataset(options)
     file = open_dataset(path, GAME)
     opened = time.perf_counter()
     file.returns_to_go()
     strided_or_whole(0, file, size, 1)
     prepared = time.perf_counter()
-    data = load_data(options, Selection(), size=size)
+    data = load_data(options, size=size)
     loaded = time.perf_counter()
     rng = np.random.default_rng(0)
     for _ in range(BATCHES):

@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,7 +29,10 @@ def make_file(path, lengths=LENGTHS, *, game="Breakout", rewards=(0, 1), actions
     """Frames of noise, never black."""
     rng = np.random.default_rng(0)
     with TrajectoryWriter(
-        path, observation_shape=(1, 84, 84), observation_dtype="uint8", attributes={"game": game} if game else {}
+        path,
+        observation_shape=(1, 84, 84),
+        observation_dtype="uint8",
+        attributes={"game": game} if game else {},
     ) as writer:
         for length in lengths:
             frames = rng.integers(1, 255, (length, 1, 84, 84)).astype(np.uint8)
@@ -108,7 +112,7 @@ def test_replay_files_give_the_same_windows(path, tmp_path, capsys):
     assert torch.equal(*batches)
     load_data(options, size=SIZE, fraction=0.6)
     assert "converted" not in capsys.readouterr().out
-    small = ensure_dataset(options, Selection(transitions=30, trajectories_per_buffer=1))
+    small = ensure_dataset(replace(options, replay=Selection(transitions=30, trajectories_per_buffer=1)))
     assert TrajectoryFile(small).num_episodes < 5 and small.parent == tmp_path / "made"
 
 
@@ -136,16 +140,16 @@ def test_where_data_is_looked_for(path, tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "configured_folder", lambda section, key: configured[-1])
     monkeypatch.setattr(generate_dataset, "generate", lambda recipe, steps, path, **_: made.append(steps) or path)
     for steps, expected in ((None, 100_000), (150_000, 150_000)):
-        own = ensure_dataset(DataOptions(data_dir=tmp_path), Selection(transitions=steps))
+        own = ensure_dataset(DataOptions(data_dir=tmp_path, replay=Selection(transitions=steps)))
         assert own == tmp_path / f"Breakout_n{expected}.h5" and made.pop() == expected
     shutil.copy(path, own)
-    assert ensure_dataset(DataOptions(data_dir=tmp_path), Selection(transitions=150_000)) == own and not made
+    assert ensure_dataset(DataOptions(data_dir=tmp_path, replay=Selection(transitions=150_000))) == own and not made
     configured.append(path)
     assert ensure_dataset(DataOptions(data_dir=tmp_path)) == path
     assert ensure_dataset(DataOptions(data_dir=tmp_path, data_path=own)) == own
     configured.append(tmp_path / "none")
     with pytest.raises(UserError, match="'atari: data: .*none' of wandb_config.yaml: does not exist") as caught:
-        ensure_dataset(DataOptions(data_dir=tmp_path), Selection(transitions=70))
+        ensure_dataset(DataOptions(data_dir=tmp_path, replay=Selection(transitions=70)))
     assert "--game Breakout --transitions 70`" in str(caught.value)
     assert f"name the file with --data_path '{tmp_path / 'Breakout_n70.h5'}'" in str(caught.value)
 

@@ -30,7 +30,7 @@ def test_tables_have_runs_and_baselines(tmp_path, monkeypatch, capsys):
     def run_all(study, options) -> dict[str, list[Path]]:
         command = study.command("RATE", SEEDS)
         config = reproduce.ENVIRONMENT.read_config([str(ROOT / w) if w.endswith(".yaml") else w for w in command[1:]])
-        data.add((config.data.game, config.replay.transitions))
+        data.add((config.data.game, config.data.replay.transitions))
         result = {"target_return": 180.0, "train_seconds": 9.0, "optimizer_steps": 600, "validation_accuracy": 0.7}
         return {
             label: [

@@ -18,6 +18,7 @@ from Atari.environment import ENVIRONMENT
 from Atari.games import GAMES
 from RATE_model.cli import training
 from RATE_model.data.dopamine import export_replay
+from RATE_model.errors import UserError
 from RATE_model.loading import load_model
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.original.variants import VARIANTS
@@ -79,6 +80,19 @@ def test_the_model_is_the_published_one():
     names = ("conv_padding", "observation_tanh", "action_tanh", "return_tanh", "continuous")
     assert [getattr(spec, name) for name in names] == [getattr(variant, name) for name in names]
     assert spec.return_tanh and spec.return_scale == 1
+
+
+def test_flags_of_replay_data_need_such_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("buffers", "trajectories_per_buffer", "buffer_transitions", "data_seed"):
+        with pytest.raises(UserError, match=f"^--{name} 7: only applies to .*, but the data is our own; name their f"):
+            ENVIRONMENT.read_config([f"--{name}", "7"])
+        ENVIRONMENT.read_config([f"--{name}", "7", "--data_path", str(tmp_path)])
+    assert ENVIRONMENT.read_config(["--transitions", "7"]).data.replay.transitions == 7, "it is made"
+    Path("setting.yaml").write_text("buffers: 7\n")
+    assert ENVIRONMENT.read_config(["--config", "setting.yaml"]).data.replay.buffers == 7, "a file may serve other data"
+    Path("wandb_config.yaml").write_text(f"atari:\n  data: {tmp_path}\n")
+    assert ENVIRONMENT.read_config(["--buffers", "7"]).data.replay.buffers == 7
 
 
 def test_what_the_model_sees_of_returns():
@@ -199,7 +213,7 @@ MISTAKES = {
     "no target return": ("--game SpaceInvaders", "--target_return: SpaceInvaders has no published target"),
     "no segment": ("--segments 0", "--segments 0: must be at least 1"),
     "no step": ("--context_length 0", "--context_length 0: must be at least 1"),
-    "no buffer": ("--buffers 0", "--buffers 0: must be at least 1"),
+    "no buffer": ("--data_path replay --buffers 0", "--buffers 0: must be at least 1"),
     "half of nothing": ("--return_scale none --target_return 0", "--return_scale none: half of --target_return 0"),
     "no scale": ("--return_scale 0", "--return_scale 0.0: must be above 0"),
     "no channels": ("--conv_channels 8 0 8", "--conv_channels 0: must be at least 1"),
@@ -209,6 +223,8 @@ MISTAKES = {
     "no batches": ("--ckpt_batches 0", "--ckpt_batches 0: must be at least 1"),
     "DT with a cache": ("--model_mode DT --nmt 0 --n_head_ca 0 --mem_len 19", "--mem_len 19 with --model_mode DT"),
     "another game's data": ("--game Pong", "contains Breakout, not Pong"),
+    "a selection from one file": ("--buffers 5", "--buffers 5: only applies to DQN-replay files", "is used as it is"),
+    "an amount of one file": ("--transitions 5", "--transitions 5: only applies to DQN-replay files", "--data_path"),
     "no data": ("--data_path nowhere", "--data_path nowhere: does not exist"),
     "a flag that is none": ("--tie_weight true", "unknown flag --tie_weight"),
 }
