@@ -42,16 +42,20 @@ class Recipe:
     max_steps: int = PUBLISHED_CAP  # decisions of an episode
 
 
+def described(recipe: Recipe) -> dict[str, Any]:
+    """The attributes by which a file says what was played, and by which version of the players."""
+    return {**asdict(recipe), "mix": list(recipe.mix), "expert_version": EXPERT_VERSION}
+
+
 def generate(
     recipe: Recipe, transitions: int, path: Path, *, overwrite: bool = False, workers: int | None = None
 ) -> Path:
     """Make a file of this many steps; see `DataMaker.make`."""
     ale_py()  # fails here, not in a worker, if the package is missing
-    described = {**asdict(recipe), "mix": list(recipe.mix), "expert_version": EXPERT_VERSION}
     job = Job(
         functools.partial(_play_part, recipe),
         {"observation_shape": FRAME_SHAPE, "observation_dtype": "uint8"},
-        described | {"first_seed": FIRST_DATA_SEED, "ale_py": importlib.metadata.version("ale-py")},
+        described(recipe) | {"first_seed": FIRST_DATA_SEED, "ale_py": importlib.metadata.version("ale-py")},
         episodes_per_part=1,
     )
     returns: dict[float, list[float]] = {}

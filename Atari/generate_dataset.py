@@ -21,14 +21,16 @@ if __name__ == "__main__":  # started as a script
     import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 from Atari.env import ENV_ID, PUBLISHED_CAP
-from Atari.experts import plans
+from Atari.experts import EXPERT_VERSION, plans
 from Atari.games import Game, GameName, ale_py
 from Atari.games import game as game_of
-from Atari.generate import Recipe, generate
+from Atari.generate import Recipe, described, generate
 from RATE_model.cli.limits import EpisodeSteps, Range, Ranged, Share, writable
 from RATE_model.cli.options import exit_on_user_error
 from RATE_model.data.dopamine import export_folder, export_replay
 from RATE_model.data.maker import DataMaker, exact
+from RATE_model.data.trajectories import TrajectoryFile
+from RATE_model.errors import UserError
 
 TRANSITIONS, PLANNED_TRANSITIONS = 100_000, 20_000
 PLANNED_CAP = 2000  # decisions: a good planner hardly ever loses its last life
@@ -36,6 +38,14 @@ PLANNED_CAP = 2000  # decisions: a good planner hardly ever loses its last life
 # elsewhere by mistake never moves again.
 MIXES = {"Breakout": (0.2, 0.3, 0.4, 0.5, 0.6), "Pong": (0.0, 0.05, 0.1, 0.2, 0.3, 1.0)}
 DEFAULT_MIX = (0.0, 0.1, 0.3, 1.0)
+# Attributes of a file, and the flags that set them.
+_FLAGS = {
+    "game": "--game",
+    "mix": "--mix",
+    "sticky": "--data_sticky",
+    "max_steps": "--episode_steps",
+    "num_steps": "--transitions",
+}
 
 
 @dataclass(frozen=True)
@@ -56,8 +66,8 @@ class GenerateOptions(Ranged):
     episode_steps: EpisodeSteps | None = None
     # Folder for the file; none = Atari/Atari_data
     data_dir: Path | None = None
-    # Also write DQN-replay files to {game}/1/replay_logs in this folder. An existing .h5 file is reused; --overwrite
-    # makes both again
+    # Also write DQN-replay files to {game}/1/replay_logs in this folder. An existing .h5 file made with the same flags
+    # is reused; --overwrite makes both again
     replay: Path | None = None
 
     def validate(self) -> None:
@@ -116,6 +126,10 @@ class AtariData(DataMaker[GenerateOptions]):
     def source(self, options: GenerateOptions) -> None:
         """These options only make data."""
 
+    def versions(self) -> Mapping[str, int]:
+        """Version of the scripted players."""
+        return {"expert_version": EXPERT_VERSION}
+
     def ensure(self, options: GenerateOptions) -> Path:
         """As in every environment; a missing package is reported first."""
         if self.is_missing(options):
@@ -139,11 +153,29 @@ class AtariData(DataMaker[GenerateOptions]):
             game, path, overwrite = options.played, file.output or self.path(options), file.overwrite
             if options.replay is not None:  # it may be there already
                 export_folder(options.replay, game.name, overwrite=overwrite)
-            if options.replay is None or overwrite or not path.exists():
+            if options.replay is not None and not overwrite and path.exists():
+                check_made_with(path, options)
+            else:
                 self.make(options, path, overwrite=overwrite, workers=file.workers)
             print(self.describe(path))
             if options.replay is not None:
                 print(export_replay(path, options.replay, game=game.name, overwrite=overwrite))
+
+
+def check_made_with(path: Path, options: GenerateOptions) -> None:
+    """Raise a `UserError` unless a file contains what these options make."""
+    with TrajectoryFile(path) as file:
+        made = file.attributes
+    for name, value in {**described(options.recipe), "num_steps": options.steps}.items():
+        if (found := made.get(name, "unknown")) != value:
+            raise UserError(
+                f"'{path}': was made with {_FLAGS.get(name, name)} {_typed(found)}, not {_typed(value)}; name another "
+                "file with --output, or add --overwrite true to replace this one"
+            )
+
+
+def _typed(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 DATA = AtariData()

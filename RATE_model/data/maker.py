@@ -341,13 +341,13 @@ class DataMaker(ABC, Generic[Options]):
         """Raise a `UserError` if a file was made by another version of the code."""
         if not (versions := self.versions()):
             return
-        with self.open(path) as file:
+        with TrajectoryFile(path, hint=self.hint) as file:
             made = file.attributes
         for name, version in versions.items():
             if made.get(name) != version:
-                known = made.get(name, "unknown")
+                known, what = made.get(name, "unknown"), name.removesuffix("_version")
                 raise UserError(
-                    f"'{path}' was made by version {known} of the {name}; this is version {version}. Give another "
+                    f"'{path}' was made by version {known} of the {what}; this is version {version}. Give another "
                     "--data_dir to make it again, or name it with --data_path to train on it anyway"
                 )
 

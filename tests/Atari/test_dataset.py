@@ -13,6 +13,7 @@ import torch
 
 from Atari import dataset, generate_dataset
 from Atari.dataset import DataOptions, ensure_dataset, load_data, open_dataset
+from Atari.experts import EXPERT_VERSION
 from Atari.games import GAMES
 from RATE_model.data.dopamine import Selection, export_replay
 from RATE_model.data.selection import strided_or_whole
@@ -32,7 +33,7 @@ def make_file(path, lengths=LENGTHS, *, game="Breakout", rewards=(0, 1), actions
         path,
         observation_shape=(1, 84, 84),
         observation_dtype="uint8",
-        attributes={"game": game} if game else {},
+        attributes={"game": game, "expert_version": EXPERT_VERSION} if game else {},
     ) as writer:
         for length in lengths:
             frames = rng.integers(1, 255, (length, 1, 84, 84)).astype(np.uint8)
@@ -144,6 +145,12 @@ def test_where_data_is_looked_for(path, tmp_path, monkeypatch):
         assert own == tmp_path / f"Breakout_n{expected}.h5" and made.pop() == expected
     shutil.copy(path, own)
     assert ensure_dataset(DataOptions(data_dir=tmp_path, replay=Selection(transitions=150_000))) == own and not made
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match="by version 1 of the expert; this is version 2"),
+    ):
+        patch.setattr(generate_dataset, "EXPERT_VERSION", EXPERT_VERSION + 1)
+        ensure_dataset(DataOptions(data_dir=tmp_path, replay=Selection(transitions=150_000)))
     configured.append(path)
     assert ensure_dataset(DataOptions(data_dir=tmp_path)) == path
     assert ensure_dataset(DataOptions(data_dir=tmp_path, data_path=own)) == own

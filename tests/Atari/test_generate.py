@@ -141,6 +141,31 @@ def test_the_script(tmp_path, monkeypatch, capsys):
         np.testing.assert_array_equal(values, before[name], err_msg=name)
 
 
+def test_files_made_with_other_flags_are_not_exported(tmp_path, capsys, monkeypatch):
+    file, replay = str(tmp_path / "data.h5"), str(tmp_path / "replay")
+    main([*TINY, "--output", file])
+    before = content(tmp_path / "data.h5")
+    for flags, said in (
+        ("--game Pong", "--game Breakout, not Pong"),
+        ("--mix 1 0.25", "--mix 1.0 0.5, not 1.0 0.25"),
+        ("--transitions 50", "--transitions 40, not 50"),
+        ("--data_sticky 0.25", "--data_sticky 0.0, not 0.25"),
+        ("--episode_steps 20", "--episode_steps 30, not 20"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main([*TINY, *flags.split(), "--output", file, "--replay", replay])
+        error = capsys.readouterr().err
+        assert f"'{file}': was made with {said}; name another file with --output, or add --overwrite" in error
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="2"):
+        patch.setattr(generation, "EXPERT_VERSION", generation.EXPERT_VERSION + 1)
+        main([*TINY, "--output", file, "--replay", replay])
+    assert "expert_version 1, not 2" in capsys.readouterr().err
+    assert not (tmp_path / "replay").exists()
+    main([*TINY, "--game", "Breakout", "--output", file, "--replay", replay])
+    for name, values in content(tmp_path / "data.h5").items():
+        np.testing.assert_array_equal(values, before[name], err_msg=name)
+
+
 def test_file_names_contain_all_settings(tmp_path, monkeypatch):
     def name(game: str, **changes) -> str:
         return DATA.file_name(GenerateOptions(game, **changes))
