@@ -61,6 +61,8 @@ class Observations:
         for part in parts:
             if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
                 raise UserError(f"observation space {space}: {part} is not supported here; {_OBSERVATIONS}")
+        if not spaces.flatdim(space):
+            raise UserError(f"observation space {space}: its observations are empty; give at least one number")
         own = tuple(_image_shape(part) for part in parts if _is_image(part))
         return cls(space, (spaces.flatdim(space),), own or tuple(map(tuple, images)))
 

@@ -144,8 +144,9 @@ class Dataset:
         if environment is None and file.actions.dtype.kind in "iuf" and (file.discrete or _unit(file.actions)):
             first = {"observations": file.read(0, 1)[0], "actions": file.actions}
             observation_space, action_space = _infer_spaces([first], str(path))
-            images = file.attributes.get("images", ())
-            return cls(file, Observations.of(observation_space, images=images), Actions.of(action_space))
+            observations = Observations.of(observation_space, images=file.attributes.get("images", ()))
+            if observations.shape == file.observation_shape:
+                return cls(file, observations, Actions.of(action_space))
         with file:
             episodes = [
                 {

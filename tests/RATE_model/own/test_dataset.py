@@ -246,6 +246,33 @@ def test_an_unfinished_episode_stays_unfinished(tmp_path):
         Dataset.from_hdf5(path)
 
 
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [((), "f4"), ((2, 2), "f4"), ((40, 48, 3), "f4"), ((2, 1, 2, 1), "f4"), ((2, 2), "u1"), ((40, 48, 3), "u1")],
+)
+def test_observations_of_any_shape_are_read_from_hdf5_files(tmp_path, shape, kind):
+    seen = (100 * np.random.default_rng(0).random((_STEPS, *shape))).astype(kind)
+    flat = _flat(is_last=_LAST) | {"observations": seen}
+    stops = np.cumsum(_LENGTHS)
+    made = [
+        {name: flat[name][stop - length : stop] for name in ("observations", "actions", "rewards")}
+        for stop, length in zip(stops, _LENGTHS, strict=True)
+    ]
+    dataset = Dataset.from_hdf5(_hdf5(tmp_path / "a.h5", **flat))
+    assert_same(dataset, Dataset.from_episodes(made))
+    assert dataset.spec().observation_shape == dataset.trajectories.load()[0].shape[1:]
+
+
+def test_empty_observations_are_refused(tmp_path):
+    empty = np.zeros((_STEPS, 0), np.float32)
+    for read in (
+        lambda: Dataset.from_hdf5(_hdf5(tmp_path / "a.h5", **_flat(is_last=_LAST) | {"observations": empty})),
+        lambda: Dataset.from_episodes([_episode_of(observations=empty[:3])] * 2),
+    ):
+        with pytest.raises(UserError, match="its observations are empty; give at least one number"):
+            read()
+
+
 @pytest.mark.parametrize(("lengths", "steps"), [([200] * 10 + [15], 60), ([15] * 10 + [200], 60)])
 def test_an_unfinished_episode_is_in_no_window(tmp_path, lengths, steps):
     """Even if it is the only one that fits, or the only one that does not."""
