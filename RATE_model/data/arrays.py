@@ -10,31 +10,55 @@ import numpy as np
 from RATE_model.errors import UserError
 
 
-def returns_to_go(rewards: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def returns_to_go(rewards: np.ndarray, starts: np.ndarray, lengths: np.ndarray, owner: str) -> np.ndarray:
     """Undiscounted sum of the rewards from each step to the end of its episode.
 
     Args:
         rewards: (T,), all episodes concatenated.
         starts, lengths: (E,) first step and number of steps of each episode.
+        owner: the data's name in messages.
 
     Returns:
         (T,) float32.
+
+    Raises:
+        UserError: a sum is beyond float32.
     """
     before = np.concatenate([[0.0], np.cumsum(rewards, dtype=np.float64)])
-    return (np.repeat(before[starts + lengths], lengths) - before[:-1]).astype(np.float32)
+    sums = np.repeat(before[starts + lengths], lengths) - before[:-1]
+    beyond = np.abs(sums) > np.finfo(np.float32).max
+    if beyond.any():
+        step = int(np.argmax(beyond))
+        episode = int(np.searchsorted(starts, step, side="right")) - 1
+        raise UserError(
+            f"{owner}: the rewards of episode {episode} sum to {sums[step]:g} from its step {step - starts[episode]} "
+            "on; at most 3.4e+38 (float32) is allowed: divide all rewards by a constant"
+        )
+    return sums.astype(np.float32)
 
 
 def info_rows(values: np.ndarray, name: str, steps: int, owner: str) -> np.ndarray:
     """A privileged array as rows of numbers: (steps, n) float32 (NaN if unknown) or int64.
 
     Raises:
-        UserError: it is not numeric, or does not cover every step.
+        UserError: it is not numeric, does not cover every step, has no numbers, or has a number beyond float32.
     """
     if values.dtype.kind not in "biuf" or len(values) != steps:
         raise UserError(
             f"{owner}: 'infos/{name}' has type {values.dtype} and {len(values)} rows; expected {steps} rows of numbers"
         )
-    return values.reshape(steps, -1).astype(np.float32 if values.dtype.kind == "f" else np.int64)
+    if not values.size:
+        raise UserError(f"{owner}: 'infos/{name}' has shape {values.shape}: give at least one number per step")
+    with np.errstate(over="ignore"):
+        rows = values.reshape(steps, -1).astype(np.float32 if values.dtype.kind == "f" else np.int64)
+    beyond = np.isinf(rows) & np.isfinite(values.reshape(steps, -1))
+    if beyond.any():
+        raise UserError(
+            f"{owner}: 'infos/{name}' has {values.reshape(steps, -1)[beyond][0]:g} at step "
+            f"{int(np.argmax(beyond.any(axis=1)))}; at most 3.4e+38 (float32) is allowed: divide the array by a "
+            "constant"
+        )
+    return rows
 
 
 def missing_info_error(owner: str, name: str, offered: Sequence[str]) -> UserError:
@@ -86,7 +110,7 @@ class TrajectoryArrays:
 
     def returns_to_go(self) -> np.ndarray:
         """The undiscounted return-to-go of every step: (T,) float32."""
-        return returns_to_go(self.rewards, self.starts, self.lengths)
+        return returns_to_go(self.rewards, self.starts, self.lengths, self.path)
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Observations and actions of steps start to stop - 1."""

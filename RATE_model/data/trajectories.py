@@ -165,7 +165,7 @@ class TrajectoryFile:
 
     def returns_to_go(self) -> np.ndarray:
         """The undiscounted return-to-go of every step: (num_steps,) float32."""
-        return returns_to_go(self.rewards, self.starts, self.lengths)
+        return returns_to_go(self.rewards, self.starts, self.lengths, f"trajectory file '{self.path}'")
 
     def expert_actions(self) -> np.ndarray:
         """The expert's action at each step, with the shape and dtype of the actions.

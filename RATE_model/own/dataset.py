@@ -32,7 +32,7 @@ from RATE_model.data.npz import Refused, read_npz
 from RATE_model.data.selection import split_episodes, strided_windows, whole_episodes
 from RATE_model.data.trajectories import FIRST_SEEN, Trajectories, TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
-from RATE_model.environments.spaces import Actions, Observations, spec_of
+from RATE_model.environments.spaces import MAX_COMBINATIONS, Actions, Observations, spec_of
 from RATE_model.errors import UserError
 from RATE_model.objectives.privileged import PREFIX
 from RATE_model.own.making import MAX_STEPS, EnvironmentLike, known_step_limit, make_environment
@@ -427,13 +427,13 @@ def _npz_ends(
 
 
 def _marks(arrays: Mapping[Any, Any], steps: int, place: str) -> dict[str, np.ndarray]:
-    """The arrays that mark ends, by name; a single text is none."""
+    """The arrays that mark ends, by name; an episode's name is none."""
     named = [name for name in arrays if isinstance(name, str) and kind_of(name)]
     found = {name: _array(arrays[name], place, name) for name in named}
     return {
         name: np.atleast_1d(values)
         for name, values in found.items()
-        if values.dtype.kind in "biuf" or values.shape[:1] == (steps,)
+        if values.dtype.kind in "biuf" or values.shape[:1] == (steps,) or kind_of(name) != "number"
     }
 
 
@@ -598,6 +598,12 @@ def _infer_spaces(episodes: Sequence[Mapping[str, Any]], name: str) -> tuple[spa
         low = everything.min()
         if low < 0:
             raise UserError(f"{name}: 'actions' are integers down to {low}; they must count from 0")
+        largest, found = int(everything.max()), len(np.unique(everything))
+        if largest - found >= MAX_COMBINATIONS:
+            raise UserError(
+                f"{name}: 'actions' go up to {largest}, but only {found} values occur; number the actions from 0, "
+                "without gaps"
+            )
         most = everything.max(axis=0).astype(np.int64) + 1
         single = shape in ((), (1,))
         return _space_of(first), spaces.Discrete(int(most[0])) if single else spaces.MultiDiscrete(most)

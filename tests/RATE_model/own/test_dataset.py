@@ -464,6 +464,7 @@ def _episode_of(**changes: object) -> dict[str, object]:
         ({"terminals": [0, 1]}, " has 'terminals' of shape (2,); expected (3,)"),
         ({"is_last": [0, 1, 0]}, " has an end at step 1 of 3: expected one episode"),
         ({"episode_id": [1, 1, 2]}, " has an end at step 1 of 3: expected one episode"),
+        ({"terminals": "x"}, " has 'terminals' of type <U1; expected numbers"),
         ({"actions": ["a", "b", "c"]}, ": 'actions' are of type <U1"),
         ({"actions": 1}, ": 'actions' have no steps"),
         ({"observations": [[1], [1, 2], [1]]}, ": 'observations' are not an array"),
@@ -474,6 +475,39 @@ def _episode_of(**changes: object) -> dict[str, object]:
 def test_invalid_episodes_are_refused(changes, said):
     with pytest.raises(UserError, match=re.escape(f"episode 1 of the dataset{said}")):
         Dataset.from_episodes([_episode_of(), _episode_of(**changes)])
+
+
+@pytest.mark.parametrize("changes", [{}, {"actions": np.array([[0, 1]] * 3)}])
+def test_an_action_with_a_far_larger_number_than_the_others_is_refused(changes):
+    """Each number up to the largest would have its own output."""
+    largest = _episode_of(**changes)
+    largest["actions"] = largest["actions"] + 10**9
+    said = "go up to 100000000., but only . values occur; number the actions from 0"
+    with pytest.raises(UserError, match=said):
+        Dataset.from_episodes([_episode_of(**changes), largest])
+
+
+def test_returns_beyond_float32_are_refused(tmp_path):
+    """Although each reward is within it."""
+    said = "the rewards of episode 1 sum to 9e[+]38 from its step 0 on; at most 3.4e[+]38"
+    with pytest.raises(UserError, match=said):
+        Dataset.from_episodes([_episode_of(), _episode_of(rewards=np.full(3, 3e38))]).spec()
+    flat = _flat(is_last=_LAST) | {"rewards": np.where(np.arange(_STEPS) < 3, 0, 4.5e38 * (np.arange(_STEPS) < 5) / 2)}
+    with pytest.raises(UserError, match="a.h5': the rewards of episode 1 sum to 4.5e[+]38"):
+        Dataset.from_hdf5(_hdf5(tmp_path / "a.h5", **flat)).spec()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.zeros((3, 0)), "'infos/goal' has shape (6, 0): give at least one number per step"),
+        (np.array([[0, 0], [0, 1e300], [0, 0]]), "'infos/goal' has 1e+300 at step 1; at most 3.4e+38 (float32)"),
+    ],
+)
+def test_unusable_privileged_arrays_are_refused(values, said):
+    dataset = Dataset.from_episodes([_episode_of(infos={"goal": values})] * 2)
+    with pytest.raises(UserError, match=re.escape(said)):
+        dataset.trajectories.info("goal")
 
 
 @pytest.mark.parametrize(
