@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
@@ -18,7 +18,7 @@ from Atari.generate import FIRST_DATA_SEED
 from RATE_model.acting.rollout import BatchActor, Episodes
 from RATE_model.acting.video import with_caption
 from RATE_model.agent import Agent
-from RATE_model.cli.limits import Positive, Share, Steps
+from RATE_model.cli.limits import Positive, Range, Return, Share, Steps
 from RATE_model.cli.options import changeable
 from RATE_model.cli.settings import ImageExperimentConfig, PlayOptions, SegmentOptions
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
@@ -56,12 +56,12 @@ class Task(Rules, SegmentOptions):
 
     # Divide returns by this before the model sees them. Published: 1, followed by a tanh that hardly separates 20
     # points from 200; none = half of the target return
-    return_scale: Positive | None = 1.0
+    return_scale: Annotated[float, Range(1e-6, 1e9)] | None = 1.0
     # Passes over the data at which the learning rate's decay ends (published: 2 of 3 epochs); none = the end of
     # training, or --final_tokens
     decay_epochs: Positive | None = 2.0
     # Target return, in points as counted by the data; none = the game's
-    target_return: float | None = None
+    target_return: Return | None = None
 
 
 @dataclass(frozen=True)

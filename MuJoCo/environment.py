@@ -25,6 +25,7 @@ from MuJoCo.tasks import Task as RobotTask
 from RATE_model.acting.evaluation import Acting
 from RATE_model.acting.rollout import Episodes
 from RATE_model.agent import Agent
+from RATE_model.cli.limits import Return
 from RATE_model.cli.options import Boolean
 from RATE_model.cli.settings import ExperimentConfig, PlayOptions, SegmentOptions
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
@@ -65,7 +66,7 @@ class Task(Simulation, SegmentOptions):
     # Robot and data: 0 halfcheetah-medium ... 11 hopper-medium-expert, see MuJoCo/README.md
     env_id: TaskNumber = 0
     # Target return, in units of reward; none = the task's
-    target_return: float | None = None
+    target_return: Return | None = None
 
 
 @dataclass(frozen=True)

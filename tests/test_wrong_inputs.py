@@ -83,6 +83,14 @@ INPUTS = [
     ("tmaze", "--learning_rate nan", "--learning_rate nan"),
     ("tmaze", "--learning_rate -1e-3", "--learning_rate -0.001"),
     ("tmaze", "--num_workers 100000", "--num_workers 100000"),
+    *(
+        (script, "--target_return 1e300", "--target_return 1e+300: must be at most 3.4028234663852886e+38")
+        for script in ("tmaze", "vizdoom", "minigrid", "maze", "atari", "mujoco")
+    ),
+    ("maze", "--desired_return -1e300", "--target_return -1e+300: must be at least -3.4"),
+    ("vizdoom inference", "--checkpoint nowhere --target_return 3 1e300", "--target_return 1e+300: must be at most"),
+    ("atari", "--return_scale 1e-300", "--return_scale 1e-300: must be at least 1e-06"),
+    ("atari", "--return_scale 1e300", "--return_scale 1e+300: must be at most 1000000000.0"),
     ("vizdoom", "--batch_size 0", "--batch_size 0"),
     ("vizdoom", "--epochs 1.5", "--epochs 1.5"),
     ("vizdoom data", "--workers 99999", "--workers 99999"),

@@ -25,7 +25,7 @@ from MemoryMaze.MemoryMaze_src.privileged import SAME_IN_THE_MIRROR, SIGNS_IN_TH
 from RATE_model.acting.evaluation import Acting
 from RATE_model.acting.rollout import Episodes, mean_and_error, rollout_alternating
 from RATE_model.acting.video import with_caption
-from RATE_model.cli.limits import Count, Steps
+from RATE_model.cli.limits import Count, Return, Steps
 from RATE_model.cli.options import Boolean, changeable
 from RATE_model.cli.settings import ImageExperimentConfig, PlayOptions, SegmentOptions
 from RATE_model.data.mirror import Mirror
@@ -64,7 +64,7 @@ class Task(Rules, SegmentOptions):
     # Show every window as it is or mirrored left to right, with equal probability; doubles the data
     mirror: Boolean = False
     # Target return
-    target_return: float = protocol.TARGET_RETURN
+    target_return: Return = protocol.TARGET_RETURN
     # Episodes per evaluation, with seeds spread over 0 to 99; 5 are the published 0, 20, ..., 80
     eval_episodes: int = changeable(protocol.PUBLISHED_EPISODES)
 

@@ -23,7 +23,7 @@ from MinigridMemory.MinigridMemory_src.env import (
 from MinigridMemory.MinigridMemory_src.generate import FIRST_SEED
 from RATE_model.acting.rollout import Episodes
 from RATE_model.acting.video import with_caption
-from RATE_model.cli.limits import Steps
+from RATE_model.cli.limits import Return, Steps
 from RATE_model.cli.options import Boolean, changeable
 from RATE_model.cli.settings import CurriculumOptions, ExperimentConfig, PlayOptions, SegmentOptions
 from RATE_model.data.batch import Batch, Share
@@ -71,7 +71,7 @@ class Task(Rules, SegmentOptions):
     # Segments per trajectory (N); longer episodes are left out
     segments: Steps = 3
     # Target return
-    target_return: float = protocol.TARGET_RETURN
+    target_return: Return = protocol.TARGET_RETURN
     # Maze sizes to evaluate at checkpoints; odd
     eval_sizes: Sizes = changeable(protocol.TRAINING_SIZES)
     # Maze sizes to evaluate at the end; odd

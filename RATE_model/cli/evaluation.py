@@ -16,7 +16,7 @@ from RATE_model.acting.video import check_drawable, record_videos
 from RATE_model.agent import Agent
 from RATE_model.cli.aliases import canonical_flags
 from RATE_model.cli.console import one_line
-from RATE_model.cli.limits import MAX_SEED, at_least, at_most, writable, writable_file
+from RATE_model.cli.limits import MAX_SEED, Ranged, Return, at_least, at_most, writable, writable_file
 from RATE_model.cli.options import Boolean, exit_on_user_error, load_yaml, parse_options, typed_values
 from RATE_model.cli.settings import ACTING_FLAGS, PlayOptions, Precision, check_acting_flags
 from RATE_model.environments.contract import Case, Environment, Evaluation
@@ -47,7 +47,7 @@ def check_typed(checkpoint: Path | None, typed: Set[str]) -> None:
 
 
 @dataclass(frozen=True)
-class EvaluationOptions:
+class EvaluationOptions(Ranged):
     """Which checkpoint, how to evaluate it, and where results go. Other flags default to the run's own evaluation."""
 
     # A run directory (its newest checkpoint), a step_* directory, or a tag such as RUN/checkpoints/best
@@ -55,7 +55,7 @@ class EvaluationOptions:
     # Episodes per case and target return
     episodes: int = 100
     # Target returns, in units of reward; default: the run's, or the environment's
-    target_return: tuple[float, ...] = ()
+    target_return: tuple[Return, ...] = ()
     # Seed for sampled actions
     seed: int = 0
     # Knock out the memory: reset it to its initial state at every segment. An agent that depends on its memory falls to
@@ -77,6 +77,7 @@ class EvaluationOptions:
         """Raise a UserError for whatever can be checked before anything is loaded."""
         if self.checkpoint is None:
             raise UserError("--checkpoint is missing: give a run directory or a checkpoint")
+        super().validate()
         at_least(0, seed=self.seed, video=self.video)
         at_most(MAX_SEED, seed=self.seed)
         writable_file(output=self.output)

@@ -23,6 +23,8 @@ MAX_STEPS = 1_000_000
 MAX_EPISODE_STEPS = 2**31
 # The generators of torch and NumPy accept seeds up to this.
 MAX_SEED = 2**63 - 1
+# The largest float32.
+MAX_FLOAT = 3.4028234663852886e38
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ Natural = Annotated[int, Range(0)]
 Positive = Annotated[float, Range(above=0)]
 Probability = Annotated[float, Range(0, 1)]
 Share = Annotated[float, Range(0, below=1)]
+Return = Annotated[float, Range(-MAX_FLOAT, MAX_FLOAT)]
 
 
 class Ranged:

@@ -18,6 +18,7 @@ from RATE_model.cli.limits import (
     Probability,
     Range,
     Ranged,
+    Return,
     Share,
     Steps,
     at_least,
@@ -372,7 +373,7 @@ class TaskOptions(PlayOptions):
     """Evaluation during training."""
 
     # Target return
-    target_return: float | None = 1.0
+    target_return: Return | None = 1.0
     # Evaluate in the environment at checkpoints
     online_inference: Boolean = True
     # Evaluate in the environment at the end

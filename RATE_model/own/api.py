@@ -12,7 +12,7 @@ import numpy as np
 from RATE_model.acting.rollout import Episodes, mean_and_error
 from RATE_model.agent import Agent
 from RATE_model.cli import experiment, training
-from RATE_model.cli.limits import check_seed
+from RATE_model.cli.limits import MAX_FLOAT, check_seed
 from RATE_model.environments.contract import Evaluation
 from RATE_model.errors import UserError
 from RATE_model.loading import load_agent, same_interface
@@ -168,8 +168,8 @@ def evaluate(
         if agent.config.sizes.conditioned:
             raise UserError("target_return is missing: give the return to aim for")
         target_return = 0.0
-    if not isinstance(target_return, int | float | np.number) or not np.isfinite(target_return):
-        raise UserError(f"target_return {target_return}: must be a finite number")
+    if not isinstance(target_return, int | float | np.number) or not abs(target_return) <= MAX_FLOAT:
+        raise UserError(f"target_return {target_return}: must be a finite number, at most {MAX_FLOAT:.2g}")
     evaluation = Evaluation(own, agent, options, (target_return,), episodes=episodes, seed=seed)
     return Result(evaluation.play_with(transform_memory)[target_return][None])
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from RATE_model.acting.rollout import Episodes, error_entry
 from RATE_model.acting.vector import step_limit
-from RATE_model.cli.limits import at_least
+from RATE_model.cli.limits import Return, at_least
 from RATE_model.cli.options import changeable
 from RATE_model.cli.settings import CurriculumOptions, ExperimentConfig, PlayOptions, SegmentOptions
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
@@ -60,7 +60,7 @@ class Task(EnvOptions, SegmentOptions):
     """Segments, the environment, and evaluation."""
 
     # Target return; none = the largest in the data
-    target_return: float | None = None
+    target_return: Return | None = None
 
 
 @dataclass(frozen=True)

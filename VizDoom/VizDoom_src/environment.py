@@ -13,7 +13,7 @@ from RATE_model.acting.evaluation import Acting
 from RATE_model.acting.rollout import Episodes
 from RATE_model.agent import Agent
 from RATE_model.cli.evaluation import flags_of
-from RATE_model.cli.limits import Count
+from RATE_model.cli.limits import Count, Return
 from RATE_model.cli.options import Boolean, changeable
 from RATE_model.cli.settings import ImageExperimentConfig, PlayOptions, SegmentOptions
 from RATE_model.data.mirror import Mirror
@@ -71,7 +71,7 @@ class Task(Rules, SegmentOptions):
     # Show every episode as it is or mirrored left to right, with equal probability; doubles the data
     mirror: Boolean = False
     # Target return
-    target_return: float = protocol.TARGET_RETURN
+    target_return: Return = protocol.TARGET_RETURN
     # Episodes per evaluation, half of them red: 50 (published), at most 200
     eval_episodes: int = changeable(protocol.EPISODES)
 

@@ -202,6 +202,7 @@ MISTAKES = {
     "unknown argument": (["--data", "data.h5", "--env", RECALL, "--env_args", "sise=3"], "unexpected keyword"),
     "arguments of nothing": (["--data", "data.h5", "--env_args", "size=3"], "--env_args: without --env nothing is"),
     "share": (["--data", "data.h5", "--training_share", "1"], "--training_share 1.0: must be above 0"),
+    "return": (["--data", "data.h5", "--target_return", "1e300"], "--target_return 1e+300: must be at most 3.4"),
     "flag": (["--data", "data.h5", "--lerning_rate", "1"], "unknown flag --lerning_rate"),
 }
 
@@ -292,6 +293,7 @@ def test_empty_lists_and_dashes_reach_the_checks(given, said, tmp_path):
     ("asked", "said"),
     [
         ({"target_return": float("nan")}, "target_return nan: must be a finite number"),
+        ({"target_return": 1e300}, "target_return 1e[+]300: must be a finite number, at most 3.4e[+]38"),
         ({"target_return": [1, 2]}, "target_return .*: must be a finite number"),
         ({"target_return": 1, "slide": 0}, "slide=0: must be at least 1"),
         ({"target_return": 1, "max_episode_steps": 0}, "max_episode_steps=0: must be at least 1"),
