@@ -79,6 +79,16 @@ INPUTS = [
     ("maze", "--model_mode BC-GRU --desired_return 5", "--target_return: --model_mode BC-GRU"),
     ("vizdoom", "--model_mode BC-MLP --reset_target true", "--reset_target"),
     ("mujoco", "--condition_on_returns false --target_return 3000", "--target_return"),
+    # flags without effect beside others
+    ("tmaze", "--model_mode LSTM --attention blocks", "--attention blocks: --model_mode LSTM does not use it"),
+    ("vizdoom", "--model_mode ELMUR --attention shared", "--attention shared: --model_mode ELMUR"),
+    ("tmaze", "--lr_schedule constant --lr_end_factor 0.5", "--lr_end_factor 0.5: --lr_schedule constant"),
+    ("mujoco", "--final_tokens 100", "--final_tokens 100: --lr_schedule constant does not use it"),
+    ("tmaze", "--lr_schedule late_linear --final_tokens 9", "--final_tokens 9: --lr_schedule late_linear"),
+    ("vizdoom", "--warmup_steps 50", "--warmup_steps 50: --warmup_tokens 10000 takes its place"),
+    ("tmaze", "--warmup_steps 50 --warmup_tokens 9", "--warmup_steps 50: --warmup_tokens 9 takes its place"),
+    ("minigrid", "--n_head_ca 0 --mrv_act tanh", "--mrv_act tanh with --n_head_ca 0"),
+    ("maze", "--model_mode DT --mrv_act relu", "--mrv_act relu with --model_mode DT"),
     # values out of range, of another type, or not finite
     ("tmaze", "--learning_rate nan", "--learning_rate nan"),
     ("tmaze", "--learning_rate -1e-3", "--learning_rate -0.001"),

@@ -310,6 +310,20 @@ class TrainOptions(Ranged):
         for name in ("aux", "oracle"):  # a,b and a b are the same
             object.__setattr__(self, name, named(getattr(self, name)))
 
+    def check_typed(self, typed: Set[str]) -> None:
+        """Raise a `UserError` for a typed flag without effect on the learning rate."""
+        for name in _UNUSED.get(self.lr_schedule, ()):
+            if name in typed and (value := getattr(self, name)) is not None:
+                raise UserError(
+                    f"--{name} {value}: --lr_schedule {self.lr_schedule} does not use it; leave it out, or choose "
+                    "linear or cosine"
+                )
+        if "warmup_steps" in typed and self.warmup_steps and self.warmup_tokens and self.lr_schedule != "late_linear":
+            raise UserError(
+                f"--warmup_steps {self.warmup_steps}: --warmup_tokens {self.warmup_tokens} takes its place; leave it "
+                "out, or set --warmup_tokens to 0"
+            )
+
     def validate(self) -> None:
         """Raise `UserError` for values out of range."""
         check_objectives(self.aux, self.aux_weight)
@@ -317,6 +331,9 @@ class TrainOptions(Ranged):
         super().validate()
         at_most_processes(num_workers=self.num_workers)
 
+
+# Flags that a schedule does not use.
+_UNUSED = {"constant": ("final_tokens", "lr_end_factor"), "late_linear": ("final_tokens",)}
 
 # Values of `TrainOptions` that the published training uses in every environment.
 PUBLISHED_TRAINING: dict[str, Any] = {
@@ -488,6 +505,15 @@ class ExperimentConfig:
     task: TaskOptions = field(default_factory=TaskOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
     run: RunOptions = field(default_factory=RunOptions)
+
+    def check_typed(self, typed: Set[str]) -> None:
+        """Raise a `UserError` for a typed form of attention if the mode has only one."""
+        if "attention" in typed and self.train.attention != "auto" and not MEMORIES[self.model.memory].memory.has_forms:
+            having = [name for name, mode in MODES.items() if MEMORIES[mode.memory].memory.has_forms]
+            raise UserError(
+                f"--attention {self.train.attention}: --model_mode {self.model.model_mode} does not use it; leave it "
+                f"out, or choose one of {', '.join(having)}"
+            )
 
     def validate(self) -> None:
         """Raise a UserError for invalid model sizes or initial states of windows."""

@@ -303,6 +303,7 @@ class Memory(nn.Module, ABC):
     Class attributes:
         sees_actions: False for a memory without action input; actions are then not embedded.
         can_slide: whether `StepOptions.window` and `StepOptions.slide` have an effect.
+        has_forms: whether `attention` has an effect.
         trains_encoders: False for a memory without gradients; encoders keep their initial weights.
         keeps_data: True for a memory that stores training data; call its `store_shown` after every window.
         recordable: True if `decide` on valid steps neither reads from a GPU nor copies to it (for CUDA graphs).
@@ -310,6 +311,7 @@ class Memory(nn.Module, ABC):
 
     sees_actions: ClassVar[bool] = True
     can_slide: ClassVar[bool] = False
+    has_forms: ClassVar[bool] = False
     trains_encoders: ClassVar[bool] = True
     keeps_data: ClassVar[bool] = False
     recordable: ClassVar[bool] = False

@@ -318,7 +318,8 @@ class Fit:
 
     def _recovery_advice(self) -> str:
         """What to do after training has diverged."""
-        advice = "a lower --learning_rate, more --warmup_steps or --precision 32"
+        warmup = "warmup_tokens" if self.trainer.options.warmup_tokens else "warmup_steps"
+        advice = f"a lower --learning_rate, more --{warmup} or --precision 32"
         good = find_checkpoint(self.run.checkpoints)
         if good is None:
             return f"No checkpoint was saved yet; start again with {advice}"

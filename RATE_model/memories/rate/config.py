@@ -194,7 +194,7 @@ class RATEOptions(MemoryOptions):
     dropatt: float = 0.0
 
     def check_mode(self, mode: str, typed: Set[str]) -> None:
-        """Raise a `UserError` for a typed flag that does not apply to the mode, unless its value is 0."""
+        """Raise a `UserError` for a typed flag that does not apply to the mode, unless its value is 0 or none."""
         flags = {"nmt": "memory tokens", "n_head_ca": "memory retention valve", "mem_len": "cached hidden states"}
         for column, (name, what) in enumerate(flags.items()):
             if name in typed and getattr(self, name) and not _MODE_TABLE[mode][column]:
@@ -206,15 +206,22 @@ class RATEOptions(MemoryOptions):
         self._check_valve(mode, typed)
 
     def _check_valve(self, mode: str, typed: Set[str]) -> None:
-        if "mrv" in typed and self.mrv != "none" and not _MODE_TABLE[mode][1]:
-            having = [other for other, row in _MODE_TABLE.items() if row[1]]
-            raise UserError(
-                f"--mrv {self.mrv} with --model_mode {mode}, which has no memory retention valve: leave it out, or "
-                f"choose one of {', '.join(having)}"
-            )
         attends = self.mrv in _ATTENTION_VALVES
-        if "mrv" in typed and attends and not self.n_head_ca:
-            raise UserError(f"--mrv {self.mrv} with --n_head_ca 0, which is not a valve: set --n_head_ca to 1 or more")
+        for name in ("mrv", "mrv_act"):
+            value = getattr(self, name)
+            if name not in typed or value in ("none", "no_act"):
+                continue
+            if not _MODE_TABLE[mode][1]:
+                having = [other for other, row in _MODE_TABLE.items() if row[1]]
+                raise UserError(
+                    f"--{name} {value} with --model_mode {mode}, which has no memory retention valve: leave it out, or "
+                    f"choose one of {', '.join(having)}"
+                )
+            if attends and not self.n_head_ca:
+                raise UserError(
+                    f"--{name} {value} with --n_head_ca 0, which is not a valve: leave it out, or set --n_head_ca to "
+                    "1 or more"
+                )
         for name in ("n_head_ca", "mrv_act"):
             value = getattr(self, name)
             if name in typed and not attends and value not in (0, "no_act"):

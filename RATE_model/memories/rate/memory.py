@@ -58,6 +58,7 @@ class RATE(Memory):
     """
 
     can_slide = True
+    has_forms = True
     recordable = True
     config: RATEConfig
     layers: Sequence[DecoderLayer]

@@ -217,6 +217,8 @@ def test_without_a_valve_what_is_written_replaces_the_memory():
     [
         ("RMT", {"mrv": "GRU"}, "--mrv GRU with --model_mode RMT"),
         ("RATE", {"mrv": "CA-1", "n_head_ca": 0}, "--mrv CA-1 with --n_head_ca 0"),
+        ("RATE", {"mrv_act": "relu", "n_head_ca": 0}, "--mrv_act relu with --n_head_ca 0"),
+        ("RMT", {"mrv_act": "relu"}, "--mrv_act relu with --model_mode RMT"),
         ("RATE", {"mrv": "G", "n_head_ca": 2}, "--n_head_ca 2 with --mrv G"),
         ("RATE", {"mrv": "LSTM", "mrv_act": "tanh"}, "--mrv_act tanh with --mrv LSTM"),
     ],
