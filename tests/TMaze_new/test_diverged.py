@@ -58,6 +58,12 @@ def test_overflowing_weights_are_not_saved(tmp_path, capsys, flags):
     assert_valid(only_run(tmp_path))
 
 
+@pytest.mark.parametrize("tokens", ["0", "1"])
+def test_the_advice_names_the_warmup_that_counts(tmp_path, capsys, tokens):
+    message = refused(capsys, tmp_path, "--learning_rate", "1e39", "--warmup_steps", "0", "--warmup_tokens", tokens)
+    assert ("more --warmup_tokens" if tokens == "1" else "more --warmup_steps") in message
+
+
 def test_overflowing_optimizer_moments_are_not_saved(tmp_path, capsys, monkeypatch):
     validate = Trainer.validate
 
