@@ -215,7 +215,7 @@ MISTAKES = {
     "no step": ("--context_length 0", "--context_length 0: must be at least 1"),
     "no buffer": ("--data_path replay --buffers 0", "--buffers 0: must be at least 1"),
     "half of nothing": ("--return_scale none --target_return 0", "--return_scale none: half of --target_return 0"),
-    "no scale": ("--return_scale 0", "--return_scale 0.0: must be above 0"),
+    "no scale": ("--return_scale 0", "--return_scale 0.0: must be at least 1e-06"),
     "no channels": ("--conv_channels 8 0 8", "--conv_channels 0: must be at least 1"),
     "no decay": ("--decay_epochs -1", "--decay_epochs -1.0: must be above 0"),
     "always sticky": ("--sticky 1", "--sticky 1.0: must be at least 0 and below 1"),

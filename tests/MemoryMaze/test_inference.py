@@ -174,8 +174,10 @@ def test_page_has_every_run_and_plays_each_once(played, tmp_path, monkeypatch, c
     with pytest.raises(SystemExit, match="2"):
         reproduce.main([*flags, "--models", "LSTM", "--episodes", "3"])
     assert "error: --episodes 3: the page has 4 of RATE" in capsys.readouterr().err
-    reproduce.main(["--seeds", "1", *flags[3:]])
-    assert "\n| RATE | 2 |" not in (tmp_path / "results" / "memory_maze.md").read_text()
+    with pytest.raises(SystemExit, match="2"):
+        reproduce.main(["--seeds", "1", *flags[3:]])
+    assert "has seeds 1 2 of RATE, and they would be lost" in capsys.readouterr().err
+    assert (tmp_path / "results" / "memory_maze.md").read_text() == page
 
 
 def test_commands_name_the_models_of_every_range_of_seeds():

@@ -23,5 +23,5 @@ def test_what_was_freed_is_used_again_without_new_pages():
             tensor.fill_(1)
         return faults() - before
 
-    # The first time the heap grows; and what it has may have been freed by others before it was touched.
-    assert min(fill() for _ in range(4)) < pages / 4
+    # At first the heap grows; and what it has may have been freed by others before it was touched.
+    assert min(fill() for _ in range(12)) < pages / 4
