@@ -164,6 +164,9 @@ def write(document: dict[str, dict], options: Options) -> None:
 def run(options: Options) -> int:
     """Train missing runs, collect all figures, write the results; 1 if a run failed."""
     document, keys, failed = read_results(PAGE, options), _keys(), False
+    for name, entry in document.items():
+        if entry_of(document, name, keys.get(name, "")):
+            _check(name, entry, f"{options.results_dir / PAGE}.json: '{name}'")
     if options.join:
         write(join_pages(document, options.join, keys, _check), options)
         return 0

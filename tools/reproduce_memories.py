@@ -378,6 +378,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: Options) -> int:
     """As `main`, with parsed options. Raises UserError."""
     document, keys = read_results(PAGE, options), _keys()
+    for name, entry in document.items():
+        if entry_of(document, name, keys.get(name, "")):
+            _check(name, entry, f"{options.results_dir / PAGE}.json: '{name}'")
     if options.join:
         write(join_pages(document, options.join, keys, _check), options)
         return 0

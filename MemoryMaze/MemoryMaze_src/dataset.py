@@ -101,8 +101,7 @@ class DataOptions(DAggerOptions):
 
     def check_typed(self, typed: Set[str]) -> None:
         """Raise a UserError for a typed --alignment if there is nothing to convert."""
-        given = DATA.source(self)
-        if "alignment" in typed and (given is None or given[0].is_file()):
+        if "alignment" in typed and ((given := DATA.source(self)) is None or given[0].is_file()):
             raise UserError(
                 f"--alignment {self.alignment}: only applies to a folder of episodes to convert; name it with "
                 "--data_path, or leave this out"

@@ -30,6 +30,7 @@ from RATE_model.cli.reproduce import (
     write_results,
 )
 from RATE_model.environments.contract import Environment
+from RATE_model.errors import UserError
 
 Entry = dict[str, Any]
 Document = dict[str, Entry]
@@ -107,8 +108,12 @@ class ControlsPage(ABC):
         keys = {label: self.study.key(model) for label, model in owners.items() if model in models}
         keep_outdated(self.name, page, keys, self.options)
         for label, entry in page.items():
+            if label in keys and not set(entry.get("seeds", ())) - set(self.options.seeds):
+                continue  # all of it is measured again
             place = f"{self.options.results_dir / self.name}.json: '{label}'"
             require_figures(entry, place, self.needed(label, owners[label]))
+            if scalars := [name for name in self.figures if not isinstance(entry.get(name, []), list)]:
+                raise UserError(f"{place}: '{scalars[0]}' is {entry[scalars[0]]!r}; must be a list of numbers")
         return page
 
     def needed(self, label: str, model: str | None) -> Sequence[str]:

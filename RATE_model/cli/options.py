@@ -158,7 +158,12 @@ def parse_options(
         invoked = (_Invocation,) if published is None else (_Invocation, _Published)
         _print_help(updated(cls(), values), invoked, prog=prog, description=description, aliases=aliases)
     config = updated(cls(), values | flags)
-    _check_typed(config, flags.keys())
+    try:
+        _check_typed(config, flags.keys())
+    except UserError as error:
+        if flags.get("resume", "no") == "no":
+            raise
+        raise UserError(f"{error}. To continue a run that has it: --config RUN_DIR/config.yaml --resume auto") from None
     _validate(config)
     if invocation.print_config:
         print(redact(to_yaml(config)), end="")

@@ -33,7 +33,7 @@ from RATE_model.errors import UserError, error_reason
 from RATE_model.loading import load_agent
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
-from RATE_model.system.precision import pick_device
+from RATE_model.system.precision import check_device
 from RATE_model.training.runs import FinishedRun, Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +66,7 @@ class StudyOptions:
         at_least(1, jobs=self.jobs)
         at_most_processes(jobs=self.jobs)
         if self.device is not None:
-            pick_device(self.device)
+            check_device(self.device)
         writable(runs_dir=self.runs_dir, results_dir=self.results_dir)
 
 
@@ -149,7 +149,7 @@ class Study:
         return path
 
     def finished(self, label: str, seed: int, options: StudyOptions) -> Path | None:
-        """The directory of a finished run, or None. Raises UserError for a run with other flags."""
+        """The directory of a finished run, or None. Raises UserError for a run with other flags, or damaged results."""
         done, path = self._find(label, seed, options)
         return path if done else None
 
@@ -174,7 +174,7 @@ class Study:
             done, path = True, finished.directory
         except UserError as error:
             raise UserError(f"{label}, seed {seed}: {error} (with this command: another --runs_dir)") from None
-        if done:  # its files are read here, before hours of training
+        if done:
             final_results([path])
             provenance([path])
         return done, path
@@ -186,12 +186,18 @@ class Study:
         return [label for label in self.models if label in models or not models]
 
     def run_all(self, options: StudyOptions, models: Sequence[str] = ()) -> dict[str, list[Path]]:
-        """Make the runs of these models (all if empty), one per seed, in parallel. Raises the first UserError after the
-        others have finished."""
+        """Make the runs of these models (all if empty), one per seed, in parallel.
+
+        Raises a UserError for a run that cannot be started, or with damaged results, before any is started; and the
+        first of a run that fails after the others have finished.
+        """
         labels = self.chosen(models)
+        cells = [(label, seed) for label in labels for seed in options.seeds]
+        for label, seed in cells:
+            self.finished(label, seed, options)
         paths: dict[str, list[Path]] = {label: [] for label in labels}
         errors = []
-        for label, done in self.run_each(options, [(label, seed) for label in labels for seed in options.seeds]):
+        for label, done in self.run_each(options, cells):
             if isinstance(done, UserError):
                 errors.append(done)
             else:
@@ -277,24 +283,27 @@ def _finish(command: Sequence[str], environment: Mapping[str, str], stop: thread
 class _OfRun(dict[str, Any]):
     """What a file of a run holds; a missing key is a UserError."""
 
-    def __init__(self, file: Path, run: Path) -> None:
-        self.damaged = f"{file}: is damaged ({{}}); remove {run} and repeat this command"
+    def __init__(self, file: Path) -> None:
+        self.file = file
         try:
             found = json.loads(file.read_text())
         except (OSError, ValueError) as error:
-            reason = error_reason(error) if isinstance(error, OSError) else str(error)
-            raise UserError(self.damaged.format(reason)) from None
+            raise self.damaged(error_reason(error) if isinstance(error, OSError) else str(error)) from None
         if not isinstance(found, dict):
-            raise UserError(self.damaged.format(f"it holds {type(found).__name__}"))
+            raise self.damaged(f"it holds {type(found).__name__}")
         super().__init__(found)
 
+    def damaged(self, reason: str) -> UserError:
+        """The error for a file that cannot be used."""
+        return UserError(f"{self.file}: cannot be used ({reason}); move it away and repeat this command")
+
     def __missing__(self, key: str) -> NoReturn:
-        raise UserError(self.damaged.format(f"it has no '{key}'"))
+        raise self.damaged(f"it has no '{key}'")
 
 
 def final_results(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """The results of each run's final evaluation. Raises UserError for damaged ones, and for a missing key."""
-    return [_OfRun(path / "eval" / "final.json", path) for path in runs]
+    return [_OfRun(path / "eval" / "final.json") for path in runs]
 
 
 def training_of(runs: Sequence[Path]) -> dict[str, Any]:
@@ -341,7 +350,7 @@ def play_again(
 
 def provenance(runs: Sequence[Path]) -> dict[str, Any]:
     """The origin of an entry: seeds, commits, and the date of the last run. Raises UserError for damaged files."""
-    starts = [start for path in runs for start in _OfRun(path / "environment.json", path)["starts"]]
+    starts = [start for path in runs for start in _OfRun(path / "environment.json")["starts"]]
     return {
         "seeds": list(dict.fromkeys(start["seed"] for start in starts)),
         "commit": sorted({start["git"]["commit"] for start in starts if start["git"]}),
@@ -392,26 +401,31 @@ def keep_seeds(name: str, replaced: Mapping[str, Any], options: StudyOptions, *,
     """
     for label, entry in replaced.items():
         if set(had := entry.get("seeds", ())) - set(options.seeds):
-            asked, has = (" ".join(map(str, seeds)) for seeds in (options.seeds, had))
+            every = sorted({*had, *options.seeds})
+            asked, has, need = (
+                " ".join(map(str, seeds)) for seeds in (options.seeds, had, range(every[0], every[-1] + 1))
+            )
             raise UserError(
                 f"--seeds {asked}: {options.results_dir / name}.json has seeds {has} of {label}{made}, and they "
-                "would be lost; give all of them, or another --results_dir"
+                f"would be lost; give --seeds {need}, or another --results_dir"
             )
 
 
-def kept_entries(name: str, study: Study, options: PageOptions) -> dict[str, Any]:
+def kept_entries(name: str, study: Study, options: PageOptions, figures: Sequence[str] = ()) -> dict[str, Any]:
     """The entries of NAME.json that are not measured again, on a page whose models all have the same seeds.
 
-    Without `--models` there are none.
+    Without `--models` there are none. `figures` are what each must have.
 
     Raises:
-        UserError: `--models` names an unknown model, the page is damaged, or it has other seeds.
+        UserError: `--models` names an unknown model, the page is damaged or lacks figures, or it has other seeds.
     """
     chosen, path = study.chosen(options.models), options.results_dir / f"{name}.json"
     page = read_results(name, options)
     again = {label: entry for label, entry in page.items() if not options.models or model_of(study, label) in chosen}
     keep_seeds(name, again, options)
-    kept = {label: entry for label, entry in page.items() if options.models and label not in chosen}
+    kept = {label: entry for label, entry in page.items() if label not in again}
+    for label, entry in kept.items():
+        require_figures(entry, f"{path}: '{label}'", figures)
     asked = " ".join(map(str, options.seeds))
     for label, entry in kept.items():
         if (has := " ".join(map(str, entry.get("seeds", options.seeds)))) != asked:
@@ -528,7 +542,7 @@ def join_pages(
             beginning of a message; see `check_figures`.
 
     Raises:
-        UserError: a file cannot be read, or has an entry of another command.
+        UserError: a file cannot be read, has an entry of another command, or lacks seeds of an entry that it replaces.
     """
     joined = dict(document)
     for file in files:
@@ -540,6 +554,9 @@ def join_pages(
             if name not in keys or not (entry := entry_of(found, name, keys[name])):
                 raise UserError(f"{place} was made by another command than today's; remove it")
             check_entry(name, entry, place)
+            outdated = name in joined and not entry_of(joined, name, keys[name])
+            if outdated and set(joined[name]["seeds"]) - set(entry["seeds"]):
+                raise UserError(f"{place} would replace seeds that another command made; give another --results_dir")
             joined = merged(joined, {name: with_seeds(entry, entry_of(joined, name, keys[name]))}, list(keys))
     return joined
 
@@ -645,7 +662,7 @@ def training_table(document: Mapping[str, Mapping[str, Any]]) -> str:
             cell(entry["optimizer_steps"], 0),
             cell(entry["train_seconds"], 0),
             ", ".join(commit[:12] for commit in entry["commit"]),
-            entry["date"],
+            entry.get("date", ""),
         ]
         for label, entry in document.items()
         if "train_seconds" in entry

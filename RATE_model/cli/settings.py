@@ -316,7 +316,7 @@ class TrainOptions(Ranged):
             if name in typed and (value := getattr(self, name)) is not None:
                 raise UserError(
                     f"--{name} {value}: --lr_schedule {self.lr_schedule} does not use it; leave it out, or choose "
-                    "linear or cosine"
+                    "another schedule"
                 )
         if "warmup_steps" in typed and self.warmup_steps and self.warmup_tokens and self.lr_schedule != "late_linear":
             raise UserError(
@@ -333,7 +333,7 @@ class TrainOptions(Ranged):
 
 
 # Flags that a schedule does not use.
-_UNUSED = {"constant": ("final_tokens", "lr_end_factor"), "late_linear": ("final_tokens",)}
+_UNUSED = {"constant": ("final_tokens", "lr_end_factor"), "late_linear": ("final_tokens", "warmup_tokens")}
 
 # Values of `TrainOptions` that the published training uses in every environment.
 PUBLISHED_TRAINING: dict[str, Any] = {

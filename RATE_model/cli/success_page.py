@@ -97,7 +97,7 @@ class SuccessPage:
         with exit_on_user_error():
             description = f"Make results/{self.name}.*"
             options = parse_options(PageOptions, argv=argv, prog="reproduce.py", description=description)
-            kept = kept_entries(self.name, self.study, options)
+            kept = kept_entries(self.name, self.study, options, [self.drawn])
             self.environment.files(self.study.setting())  # before several processes try to make them
             directories = self.study.run_all(options, options.models)
             document = {label: self.of_runs(runs) for label, runs in directories.items()}

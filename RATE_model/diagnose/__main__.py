@@ -28,7 +28,7 @@ from RATE_model.agent import Agent
 from RATE_model.cli.aliases import ALIASES
 from RATE_model.cli.evaluation import print_table, recorded_flags
 from RATE_model.cli.limits import at_least, writable
-from RATE_model.cli.options import close_matches, exit_on_user_error, flag_pairs, flag_words, to_flat_dict
+from RATE_model.cli.options import exit_on_user_error, flag_pairs, flag_words, to_flat_dict
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.trajectories import FIRST_SEEN
 from RATE_model.diagnose import command
@@ -122,15 +122,15 @@ def load(options: Options) -> tuple[Environment, Path, Path, Agent, tuple[Window
 
 
 def check_data_flags(changes: Sequence[str], environment: Environment) -> None:
-    """Raise a `UserError` unless changes, written flag=value, are of flags that choose the data."""
-    data = getattr(environment.config(), "data", None)
-    allowed = [] if data is None else list(to_flat_dict(data))
+    """Raise a `UserError` for changes, written flag=value, of the model or its training: they have no effect."""
+    config = environment.config()
+    without = {*to_flat_dict(config.model), *to_flat_dict(config.train), *to_flat_dict(config.run), "config"}
     for given, _ in flag_pairs(changes, flag="train"):
         name = given.replace("-", "_")
-        if {**ALIASES, **environment.aliases}.get(name, name) not in allowed:
+        if {**ALIASES, **environment.aliases}.get(name, name) in without:
             raise UserError(
-                f"--train {given}: --train only chooses the data to examine the run on; give one of its flags: "
-                f"{', '.join(allowed) or '(there are none)'}{close_matches(name, allowed)}"
+                f"--train {given}: the run is examined as it was trained; --train only chooses the data, for example "
+                "with data_path=FILE"
             )
 
 

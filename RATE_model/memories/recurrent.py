@@ -107,7 +107,7 @@ class _Recurrent(Memory):
             x = torch.stack(parts, dim=2).flatten(1, 2)  # (B, parts T, d)
         per_step = x.shape[1] // valid.shape[1]
         # In float32 even under autocast: a state rounded at every step drifts, and these products are small.
-        with torch.autocast(x.device.type, enabled=False), self._differentiable():
+        with torch.autocast(x.device.type, enabled=False), self._without_cudnn_if_examined():
             x = self.dropout(x).float()
             if bool(valid[:, 0].all()):
                 hidden, state = self._run(x, state)
@@ -115,8 +115,8 @@ class _Recurrent(Memory):
                 hidden, state = self._run_padded(x, valid.repeat_interleave(per_step, dim=1), state)
         return hidden[:, per_step - 1 :: per_step], state
 
-    def _differentiable(self) -> AbstractContextManager[Any]:
-        """Without cuDNN, which has gradients in training mode only, where a trained model is examined by gradients."""
+    def _without_cudnn_if_examined(self) -> AbstractContextManager[Any]:
+        """cuDNN has no backward pass in evaluation mode: leave it out where gradients are wanted there."""
         examined = torch.is_grad_enabled() and not self.training
         return torch.backends.cudnn.flags(enabled=False) if examined else nullcontext()
 

@@ -32,7 +32,7 @@ from RATE_model.data.npz import Refused, read_npz
 from RATE_model.data.selection import split_episodes, strided_windows, whole_episodes
 from RATE_model.data.trajectories import FIRST_SEEN, Trajectories, TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
-from RATE_model.environments.spaces import MAX_COMBINATIONS, Actions, Observations, spec_of
+from RATE_model.environments.spaces import Actions, Observations, spec_of
 from RATE_model.errors import UserError
 from RATE_model.objectives.privileged import PREFIX
 from RATE_model.own.making import MAX_STEPS, EnvironmentLike, known_step_limit, make_environment
@@ -45,6 +45,7 @@ _KEYS = {
     "rewards": ("rewards", "reward"),
 }
 _SPLIT_SEED = 0
+_MAX_ACTIONS = 2**20  # numbers of an action, each of which has an output
 
 
 class Dataset:
@@ -598,11 +599,10 @@ def _infer_spaces(episodes: Sequence[Mapping[str, Any]], name: str) -> tuple[spa
         low = everything.min()
         if low < 0:
             raise UserError(f"{name}: 'actions' are integers down to {low}; they must count from 0")
-        largest, found = int(everything.max()), len(np.unique(everything))
-        if largest - found >= MAX_COMBINATIONS:
+        if (largest := int(everything.max())) >= _MAX_ACTIONS:
             raise UserError(
-                f"{name}: 'actions' go up to {largest}, but only {found} values occur; number the actions from 0, "
-                "without gaps"
+                f"{name}: 'actions' go up to {largest}, but each number up to it would have an output of its own; "
+                f"number the actions from 0, below {_MAX_ACTIONS}"
             )
         most = everything.max(axis=0).astype(np.int64) + 1
         single = shape in ((), (1,))

@@ -30,6 +30,16 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bfloat16(device, precision))
 
 
+def check_device(name: str) -> None:
+    """Raise a `UserError` for `--device` if there is no such device; uses none."""
+    try:
+        device = torch.device("cpu" if name == "auto" else f"cuda:{name}" if name.isdecimal() else name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: no such device; give auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise UserError(f"--device {name}: not usable here ({count} GPUs); give auto, cpu, cuda or cuda:N")
+
+
 def pick_device(name: str) -> torch.device:
     """The device for `--device`; `auto` is the first GPU if there is one, else the CPU; 1 means cuda:1.
 

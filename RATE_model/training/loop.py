@@ -318,7 +318,9 @@ class Fit:
 
     def _recovery_advice(self) -> str:
         """What to do after training has diverged."""
-        warmup = "warmup_tokens" if self.trainer.options.warmup_tokens else "warmup_steps"
+        options = self.trainer.options
+        by_tokens = options.warmup_tokens and options.lr_schedule != "late_linear"
+        warmup = "warmup_tokens" if by_tokens else "warmup_steps"
         advice = f"a lower --learning_rate, more --{warmup} or --precision 32"
         good = find_checkpoint(self.run.checkpoints)
         if good is None:

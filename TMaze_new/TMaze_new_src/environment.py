@@ -157,7 +157,7 @@ class TMaze(Environment):
         losses = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
         return accuracy(logits, batch) | {
             "train_last_acc": (right & decisive).sum() / decisive.sum(),
-            "train_last_loss": (losses * decisive).sum() / decisive.sum(),
+            "train_last_loss": torch.where(decisive, losses, 0).sum() / decisive.sum(),
         }
 
     def grid_flags(self, case: int, parts: int) -> Sequence[str]:

@@ -69,7 +69,7 @@ def test_tables_have_runs_and_baselines(tmp_path, monkeypatch, capsys):
     assert document["Breakout, RATE"]["return"] == [31.0, 32.0] and document["Breakout, RATE"]["seeds"] == [1, 2]
     assert "| DT |" in capsys.readouterr().out
     said = commands.error_of(capsys, tmp_path, reproduce.main, ["--seeds", "1", *flags[3:]])
-    assert "has seeds 1 2 of Breakout, RATE, and they would be lost; give all of them, or another --results_dir" in said
+    assert "has seeds 1 2 of Breakout, RATE, and they would be lost; give --seeds 1 2, or another --results_dir" in said
 
 
 def test_runs_of_two_games_do_not_share_a_folder():

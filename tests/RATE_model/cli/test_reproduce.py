@@ -96,9 +96,9 @@ def test_a_finished_run_is_kept_without_its_checkpoints(tmp_path):
 @pytest.mark.parametrize(
     ("file", "text", "words"),
     [
-        ("eval/final.json", '{"a"', "is damaged .Expecting"),
+        ("eval/final.json", '{"a"', "cannot be used .Expecting"),
         ("eval/final.json", "[]", "it holds list"),
-        ("environment.json", "", "is damaged"),
+        ("environment.json", "", "cannot be used"),
         ("environment.json", "{}", "it has no 'starts'"),
     ],
 )
@@ -106,13 +106,13 @@ def test_damaged_files_of_a_finished_run_are_reported_before_training(file, text
     finished(tmp_path)
     (tmp_path / file).write_text(text)
     study = Study("train.py", (), {"A": ()}, lambda _: None, lambda *_: SimpleNamespace(directory=tmp_path))
-    with pytest.raises(UserError, match=f"{file}: .*{words}.*; remove {tmp_path} and repeat this command"):
-        study.run("A", 1, StudyOptions())
+    with pytest.raises(UserError, match=f"{file}: .*{words}.*; move it away and repeat this command"):
+        study.run_all(StudyOptions(seeds=(0, 1)))
 
 
 def test_a_figure_that_a_run_lacks_is_named(tmp_path):
     (found,) = final_results([finished(tmp_path)])
-    with pytest.raises(UserError, match="eval/final.json: is damaged .it has no 'eval_return'"):
+    with pytest.raises(UserError, match="eval/final.json: cannot be used .it has no 'eval_return'"):
         found["eval_return"]
 
 
@@ -195,7 +195,7 @@ def test_unmeasured_models_stay_on_the_page(tmp_path):
     assert kept(models=("B",)).keys() == {"A", "A, knocked out", "expert"}
     with pytest.raises(UserError, match="--seeds 1: .*page.json has seeds 1 2 of A;"):
         kept(models=("B",), seeds=(1,))
-    assert kept(models=tuple(STUDY.models), seeds=(1, 2)).keys() == {"A, knocked out", "expert"}
+    assert kept(models=tuple(STUDY.models), seeds=(1, 2)).keys() == {"expert"}
     with pytest.raises(UserError, match="--models C: must be one of A, 'A, changed', B"):
         kept(models=("A", "C"))
     assert parse_options(PageOptions, argv=["--models", "A", "A, changed"]).models == ("A", "A, changed")
@@ -266,14 +266,17 @@ def check_rates(name: str, entry: Any, place: str) -> None:
 def test_pages_are_joined(tmp_path):
     """For a seed in several, the page's figures count, then those of the first file; entries of old commands go."""
     first, second = tmp_path / "first.json", tmp_path / "second.json"
-    first.write_text(json.dumps({"B": figures([1, 2], [0.1, 0.2]), "A": figures([1], [0.3])}))
+    first.write_text(json.dumps({"B": figures([1, 2], [0.1, 0.2]), "A": figures([1, 2], [0.3, 0.4])}))
     second.write_text(json.dumps({"B": figures([2, 3], [0.8, 0.9])}))
     page = {"B": figures([1], [0.0]), "A": figures([1, 2], [1.0, 1.0], "train, as it was")}
     joined = join_pages(page, [first, second], {"A": "train", "B": "train"}, check_rates)
     assert list(joined) == ["A", "B"]
-    assert (joined["A"]["seeds"], joined["A"]["rate"]) == ([1], [0.3])
+    assert (joined["A"]["seeds"], joined["A"]["rate"]) == ([1, 2], [0.3, 0.4])
     assert (joined["B"]["seeds"], joined["B"]["rate"]) == ([1, 2, 3], [0.0, 0.2, 0.9])
     assert page["B"]["seeds"] == [1]
+    page["A"]["seeds"] = [1, 3]
+    with pytest.raises(UserError, match="first.json: 'A' would replace seeds that another command made"):
+        join_pages(page, [first], {"A": "train", "B": "train"}, check_rates)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +367,7 @@ def test_seeds_are_not_lost(tmp_path):
     page = {"A": figures([1, 2], [0.1, 0.2], "another"), "B": figures([2], [0.1]), "expert": {"rate": [1.0]}}
     options = StudyOptions(results_dir=tmp_path, seeds=(2, 3))
     with pytest.raises(
-        UserError, match="--seeds 2 3: .*page.json has seeds 1 2 of A, and they would be lost; give all"
+        UserError, match="--seeds 2 3: .*page.json has seeds 1 2 of A, and they would be lost; give --seeds 1 2 3"
     ):
         keep_seeds("page", page, options)
     with pytest.raises(UserError, match="has seeds 1 2 of A, made by another command, and they would be lost"):
@@ -375,6 +378,7 @@ def test_seeds_are_not_lost(tmp_path):
 
 def test_only_selected_models_are_run(monkeypatch):
     monkeypatch.setattr(Study, "run", lambda self, label, seed, options, stop: (label, seed))
+    monkeypatch.setattr(Study, "finished", lambda *_: None)
     options = StudyOptions(seeds=(1, 2))
     assert STUDY.run_all(options, ["B", "A"]) == {"A": [("A", 1), ("A", 2)], "B": [("B", 1), ("B", 2)]}
     assert STUDY.run_all(options).keys() == STUDY.models.keys()

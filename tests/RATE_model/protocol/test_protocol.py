@@ -175,7 +175,7 @@ def test_grid_uses_the_typed_device(monkeypatch, capsys):
         return {"a": [Path()]}
 
     monkeypatch.setattr(reproduce.Study, "run_all", run_all)
-    monkeypatch.setattr(reproduce, "pick_device", str)  # there is no such GPU here
+    monkeypatch.setattr(reproduce, "check_device", str)  # there is no such GPU here
     monkeypatch.setattr("RATE_model.protocol.grid.evaluation_of_run", evaluate)
     fails(capsys, "--grid", "--env", "tmaze", "--device", "cuda:1")
     assert used == ["cuda:1", "cuda:1"]
