@@ -14,7 +14,8 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     """
     if not training or p == 0:
         return x
-    if x.device.type != "cpu" or p == 1 or torch.compiler.is_compiling():
+    rounded_to_one = p > 1 - 1 / _RESOLUTION  # it would keep too many, divided by too little
+    if x.device.type != "cpu" or rounded_to_one or torch.compiler.is_compiling():
         return F.dropout(x, p)
     return x * scaled_mask(x, p)
 
