@@ -32,6 +32,7 @@ from RATE_model.cli.reproduce import (
     Study,
     StudyOptions,
     cell,
+    check_entries,
     check_figures,
     check_models,
     entry_of,
@@ -164,9 +165,7 @@ def write(document: dict[str, dict], options: Options) -> None:
 def run(options: Options) -> int:
     """Train missing runs, collect all figures, write the results; 1 if a run failed."""
     document, keys, failed = read_results(PAGE, options), _keys(), False
-    for name, entry in document.items():
-        if entry_of(document, name, keys.get(name, "")):
-            _check(name, entry, f"{options.results_dir / PAGE}.json: '{name}'")
+    check_entries(PAGE, document, keys, _check, options)
     if options.join:
         write(join_pages(document, options.join, keys, _check), options)
         return 0

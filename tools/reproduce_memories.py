@@ -41,6 +41,7 @@ from RATE_model.cli.reproduce import (
     Study,
     StudyOptions,
     cell,
+    check_entries,
     check_figures,
     check_models,
     entry_of,
@@ -378,9 +379,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: Options) -> int:
     """As `main`, with parsed options. Raises UserError."""
     document, keys = read_results(PAGE, options), _keys()
-    for name, entry in document.items():
-        if entry_of(document, name, keys.get(name, "")):
-            _check(name, entry, f"{options.results_dir / PAGE}.json: '{name}'")
+    check_entries(PAGE, document, keys, _check, options)
     if options.join:
         write(join_pages(document, options.join, keys, _check), options)
         return 0

@@ -108,8 +108,6 @@ class ControlsPage(ABC):
         keys = {label: self.study.key(model) for label, model in owners.items() if model in models}
         keep_outdated(self.name, page, keys, self.options)
         for label, entry in page.items():
-            if label in keys and not set(entry.get("seeds", ())) - set(self.options.seeds):
-                continue  # all of it is measured again
             place = f"{self.options.results_dir / self.name}.json: '{label}'"
             require_figures(entry, place, self.needed(label, owners[label]))
             if scalars := [name for name in self.figures if not isinstance(entry.get(name, []), list)]:

@@ -424,10 +424,9 @@ def kept_entries(name: str, study: Study, options: PageOptions, figures: Sequenc
     again = {label: entry for label, entry in page.items() if not options.models or model_of(study, label) in chosen}
     keep_seeds(name, again, options)
     kept = {label: entry for label, entry in page.items() if label not in again}
-    for label, entry in kept.items():
-        require_figures(entry, f"{path}: '{label}'", figures)
     asked = " ".join(map(str, options.seeds))
     for label, entry in kept.items():
+        require_figures(entry, f"{path}: '{label}'", figures)
         if (has := " ".join(map(str, entry.get("seeds", options.seeds)))) != asked:
             raise UserError(
                 f"--seeds {asked}: {path} has seeds {has} of {label}; give these, or measure all models (without "
@@ -559,6 +558,22 @@ def join_pages(
                 raise UserError(f"{place} would replace seeds that another command made; give another --results_dir")
             joined = merged(joined, {name: with_seeds(entry, entry_of(joined, name, keys[name]))}, list(keys))
     return joined
+
+
+def check_entries(
+    name: str,
+    document: Mapping[str, Any],
+    keys: Mapping[str, str],
+    check_entry: Callable[[str, Any, str], None],
+    options: StudyOptions,
+) -> None:
+    """Raise a UserError for the first entry of NAME.json that today's commands made and that lacks figures.
+
+    For `document`, `keys` and `check_entry` see `join_pages`.
+    """
+    for label, key in keys.items():
+        if entry := entry_of(document, label, key):
+            check_entry(label, entry, f"{options.results_dir / name}.json: '{label}'")
 
 
 def check_figures(

@@ -56,14 +56,13 @@ def pick_device(name: str) -> torch.device:
         return device
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(name)
     try:
         probe = torch.empty(1, device=f"cuda:{name}" if name.isdecimal() else name)
         probe.item()  # fails on the device "meta", which has no data
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
-        # Torch's reply to an unknown name is a list of all devices that it can be built for.
-        problem = "no such device" if reason.startswith("Expected one of") else f"not usable here ({reason})"
-        raise UserError(f"--device {name}: {problem}; give auto, cpu, cuda or cuda:N") from None
+        raise UserError(f"--device {name}: not usable here ({reason}); give auto, cpu, cuda or cuda:N") from None
     if together and probe.device.type == "cuda":
         raise UserError(f"--device {name}: all processes of the run would share it; give auto or cuda")
     if probe.device.type == "cuda":

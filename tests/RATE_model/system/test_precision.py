@@ -59,6 +59,7 @@ def test_a_chosen_gpu_becomes_the_current_one(monkeypatch):
     chosen, device = [], torch.device("cuda", 1)
     probe = SimpleNamespace(device=device, item=lambda: 0.0)
     monkeypatch.setattr(torch, "empty", lambda *_, **options: probe if options["device"] == "cuda:1" else None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     assert [pick_device("cuda:1"), pick_device("1")] == chosen == [device, device]
 
