@@ -1,4 +1,4 @@
-"""Make results/mujoco.*: RATE, LSTM, a Decision Transformer and behaviour cloning on our own medium data.
+"""Make results/mujoco.*: RATE and what it is compared with on our own medium data.
 
     python3 MuJoCo/reproduce.py --seeds 1 2 3
 
@@ -34,7 +34,15 @@ ENV_IDS = (6, 0, 3)  # hopper-medium, halfcheetah-medium, walker2d-medium
 STEPS = 300_000  # in the data
 EPISODES = 30  # per evaluation
 MODELS = {
-    **of_modes({"RATE": "", "LSTM": "", "DT": "--slide 10"}),
+    **of_modes(
+        {
+            "RATE": "",
+            "RATE, without memory": "--nmt 0 --n_head_ca 0 --segments 1 --batch_size 192",  # as many steps in a batch
+            "LSTM": "",
+            "MLP": "",
+            "DT": "--slide 10",
+        }
+    ),
     "BC (RATE without returns)": ("--model_mode", "RATE", "--condition", "none"),
 }
 DATA_POLICY = "policy of the data, in the data"

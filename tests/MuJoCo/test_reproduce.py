@@ -32,7 +32,7 @@ def test_table_has_runs_and_their_data(tmp_path, monkeypatch, capsys):
         runs = {}
         for number, label in enumerate(study.models):
             value = {"target_return": 3600.0, "train_seconds": 9.0, "optimizer_steps": 600, "validation_loss": 0.1}
-            for prefix in ("",) if label in ("DT", "LSTM") else ("", "20_"):
+            for prefix in ("",) if label in ("DT", "LSTM", "MLP") else ("", "20_"):
                 for name in ("return", "length", "episode"):
                     value |= {f"{prefix}{name}_MEAN": 100.0 * (number + 1) + len(prefix), f"{prefix}{name}_STD": 1.0}
             runs[label] = [
@@ -48,10 +48,10 @@ def test_table_has_runs_and_their_data(tmp_path, monkeypatch, capsys):
     page = (tmp_path / "results" / "mujoco.md").read_text()
     assert "| policy of the data, in the data | 50 | 1.00 | 5.0 |  |  |" in page
     assert "| RATE | 102 ± 0 | 2.03 | 100.0 ± 0.0 | 103 ± 0 | 103.0 ± 0.0 |" in page  # two seeds: 101 and 102
-    assert "| DT | 302 ± 0 | 6.03 | 300.0 ± 0.0 |  |  |" in page
+    assert "| DT | 502 ± 0 | 10.03 | 500.0 ± 0.0 |  |  |" in page
     assert "at commit cccccccccccc on 2026-01-02" in page and "asked for a return of 3600" in page
-    assert "| halfcheetah-medium, BC (RATE without returns) | 2 | 600 | 9 | 402 | 400 | 400.0 |" in page
-    assert page.count("    python3 MuJoCo/train_rate_mujoco_ca.py") == 12
+    assert "| halfcheetah-medium, BC (RATE without returns) | 2 | 600 | 9 | 602 | 600 | 600.0 |" in page
+    assert page.count("    python3 MuJoCo/train_rate_mujoco_ca.py") == 18
     document = json.loads((tmp_path / "results" / "mujoco.json").read_text())
     assert document["hopper-medium, RATE"]["return"] == [101.0, 102.0]
     assert document["hopper-medium, RATE"]["seeds"] == [1, 2]
@@ -64,7 +64,7 @@ def test_runs_of_different_tasks_are_separate():
         for env_id in reproduce.ENV_IDS
         for label in reproduce.study(env_id).models
     ]
-    assert len(set(folders)) == len(folders) == 12
+    assert len(set(folders)) == len(folders) == 18
 
 
 def test_a_policy_without_its_noise():
