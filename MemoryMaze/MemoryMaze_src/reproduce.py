@@ -2,7 +2,9 @@
 
     python3 MemoryMaze/MemoryMaze_src/reproduce.py --seeds 1 2 3
     python3 MemoryMaze/MemoryMaze_src/reproduce.py --seeds 3 --models LSTM MLP
+    python3 MemoryMaze/MemoryMaze_src/reproduce.py --setting more_data --seeds 1 2 3 --episodes 20
 
+The last has three times the data and more than twice the training, and writes results/memory_maze_more_data.*.
 Finished runs are kept and interrupted ones continued, so the command can be repeated at any time. Evaluations that
 exist are read from the runs' eval/. With `--models` the figures of these models and seeds are added to the page, which
 keeps all others.
@@ -14,7 +16,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # make the repository importable
@@ -45,25 +47,36 @@ from RATE_model.memories.contract import MemoryTransform
 from RATE_model.plots import plot_bars
 from RATE_model.system.atomic import atomic_write_text
 
+Setting = Literal["fast", "more_data"]
 FAST = "MemoryMaze/MemoryMaze_src/config_fast.yaml"
 # Windows from random places in the episodes, as many steps per batch as RATE has.
 WINDOWS = "--bptt_segments -1 --epoch_batches 60"
-STUDY = Study.of(
-    ENVIRONMENT,
-    # The same precision on every processor.
-    ("--config", FAST, "--precision", "32", "--online_inference", "false", "--last_inference", "false"),
-    of_modes(
-        {
-            "RATE": "",
-            # RATE's layers and segments, with nothing to pass on.
-            "RATE, without memory": f"--nmt 0 --n_head_ca 0 --mem_len 0 --segments 1 --batch_size 160 {WINDOWS}",
-            "LSTM": "",
-            "MLP": "",
-            # It slides over 20 steps, as far as RATE's cache reaches back.
-            "DT": f"--segments 2 --batch_size 80 {WINDOWS} --slide 5",
-        }
+# The same precision on every processor.
+SETTINGS = ("--config", FAST, *"--precision 32 --online_inference false --last_inference false".split())
+# RATE's layers and segments, with nothing to pass on.
+WITHOUT_MEMORY = f"--nmt 0 --n_head_ca 0 --mem_len 0 --segments 1 --batch_size 160 {WINDOWS}"
+STUDIES: dict[Setting, Study] = {
+    "fast": Study.of(
+        ENVIRONMENT,
+        SETTINGS,
+        of_modes(
+            {
+                "RATE": "",
+                "RATE, without memory": WITHOUT_MEMORY,
+                "LSTM": "",
+                "MLP": "",
+                # It slides over 20 steps, as far as RATE's cache reaches back.
+                "DT": f"--segments 2 --batch_size 80 {WINDOWS} --slide 5",
+            }
+        ),
     ),
-)
+    "more_data": Study.of(
+        ENVIRONMENT,
+        (*SETTINGS, "--episodes", "600"),
+        of_modes({"RATE": "--epochs 20", "RATE, without memory": f"{WITHOUT_MEMORY} --epochs 57"}),
+        prefix="more_data",
+    ),
+}
 SCRIPT = "MemoryMaze/MemoryMaze_src/reproduce.py"
 
 
@@ -90,6 +103,9 @@ PUBLISHED = {
 class Options(PageOptions):
     """Which runs, how they are played, and where they and the results go."""
 
+    # fast: config_fast.yaml; more_data: the same with 600 episodes instead of 200, and 3400 optimizer steps instead of
+    # 1500
+    setting: Setting = "fast"
     # Seeds of every model; consecutive
     seeds: tuple[int, ...] = (1, 2, 3)
     # Mazes that every run plays, with seeds spread over 0 to 99
@@ -106,11 +122,19 @@ class Page(ControlsPage):
 
     environment = ENVIRONMENT
     options_type = Options
-    name = "memory_maze"
-    study = STUDY
     figures = ("returns",)
     of_model = ("validation_loss", "validation_accuracy")
     played_otherwise = CONTROLS
+
+    @property
+    def name(self) -> str:
+        """Named by setting."""
+        return "memory_maze" if self.options.setting == "fast" else f"memory_maze_{self.options.setting}"
+
+    @property
+    def study(self) -> Study:
+        """The setting's runs."""
+        return STUDIES[self.options.setting]
 
     def kept(self) -> dict[str, Any]:
         """The entries that are kept. Raises UserError if they were played in other mazes."""
@@ -163,6 +187,7 @@ class Page(ControlsPage):
         """All tables."""
         trained = {label: document[label]["seeds"] for label in self.study.models if label in document}
         episodes = self.options.episodes
+        setting = "" if self.options.setting == "fast" else f" --setting {self.options.setting}"
         held = "; ".join(DATA.describe(path).partition(": ")[2] for path in self.data)
         return [
             f"Balls found in 1000 steps, mean and standard error over the episodes of all seeds in {episodes} mazes "
@@ -176,7 +201,7 @@ class Page(ControlsPage):
             "Commands for the page, and for training alone:",
             "\n".join(
                 [
-                    f"    python3 {SCRIPT} --seeds {' '.join(map(str, some))} --episodes {episodes}"
+                    f"    python3 {SCRIPT}{setting} --seeds {' '.join(map(str, some))} --episodes {episodes}"
                     + ("" if labels == list(trained) else f" --models {shlex.join(labels)}")
                     for some, labels in by_seeds(trained).items()
                 ]

@@ -14,6 +14,7 @@ from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.rollout import Episodes
 from RATE_model.acting.video import LINE
 from RATE_model.cli.options import to_yaml
+from RATE_model.cli.reproduce import Study
 from tests import commands
 from tests.memory_maze_runs import TINY, only_run, train, write_data
 from tests.small_models import VECTOR, save_small_model, small_model
@@ -126,7 +127,7 @@ def test_page_has_every_run_and_plays_each_once(played, tmp_path, monkeypatch, c
         """With the tiny setting instead of the shipped one."""
         return [str(setting) if word.endswith("config_fast.yaml") else word for word in argv]
 
-    class Tiny(type(reproduce.STUDY)):
+    class Tiny(Study):
         def setting(self):
             return self.read_config(tiny(self.settings))
 
@@ -137,9 +138,9 @@ def test_page_has_every_run_and_plays_each_once(played, tmp_path, monkeypatch, c
                 assert train_mem_maze.main(flags) == 0
             return path
 
-    study = reproduce.STUDY
+    study = reproduce.STUDIES["fast"]
     of_tiny = Tiny(study.script, study.settings, study.models, study.read_config, study.check)
-    monkeypatch.setattr(reproduce.Page, "study", of_tiny)
+    monkeypatch.setitem(reproduce.STUDIES, "fast", of_tiny)
     flags = ["--seeds", "1", "2", "--jobs", "1", "--episodes", "4", "--results_dir", str(tmp_path / "results")]
     reproduce.main(flags)
     models = [options for options in played if "player" not in options]
@@ -178,6 +179,15 @@ def test_page_has_every_run_and_plays_each_once(played, tmp_path, monkeypatch, c
         reproduce.main(["--seeds", "1", *flags[3:]])
     assert "has seeds 1 2 of RATE, and they would be lost" in capsys.readouterr().err
     assert (tmp_path / "results" / "memory_maze.md").read_text() == page
+
+
+def test_settings_have_their_own_runs_and_pages():
+    pages = [reproduce.Page(reproduce.Options(setting=setting)) for setting in reproduce.STUDIES]
+    assert [page.name for page in pages] == ["memory_maze", "memory_maze_more_data"]
+    folders = [page.study.folder(label) for page in pages for label in page.study.models]
+    assert len(set(folders)) == len(folders)
+    of_rate = [page.study.read_config(page.study.command("RATE", [1])[1:]) for page in pages]
+    assert [config.data.episodes for config in of_rate] == [200, 600]
 
 
 def test_commands_name_the_models_of_every_range_of_seeds():
