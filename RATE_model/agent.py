@@ -153,7 +153,7 @@ class Agent(nn.Module):
         state = self.initial(len(rtg)) if state is None else state.detach()
         state, acted = (state, state.acted) if state.started is None else self._with_all_rows(state, len(rtg))
         head = self.head if head is None else head
-        shown, oracle = self._shown(observations), self.encoder.encode_infos(infos)
+        shown, oracle = self.shown(observations), self.encoder.encode_infos(infos)
         steps = RawSteps(self.encoder, shown, actions, rtg, oracle=oracle, valid=valid, last=state.actions, acted=acted)
         if not borders:
             logits, memory = self.memory.decide(steps, valid, state.memory, head)
@@ -177,7 +177,7 @@ class Agent(nn.Module):
         memory = self.memory.initial(batch_size).put(rows, state.memory)
         return AgentState(memory, put_rows(nothing, rows, actions)), started
 
-    def _shown(self, observations: Observations) -> Tensor | Frames:
+    def shown(self, observations: Observations) -> Tensor | Frames:
         """Observations as `Steps` stores them: distinct images encoded once, frame stacks as views."""
         if isinstance(observations, Frames):
             return self.encoder.encode_frames(observations)
@@ -185,7 +185,7 @@ class Agent(nn.Module):
 
     def latents(self, observations: Observations) -> Tensor:
         """The encoders' output for observations `(B, T, ...)` alone: `(B, T, d_model)`."""
-        return self.encoder.encode_observations(self._shown(observations))
+        return self.encoder.encode_observations(self.shown(observations))
 
     @torch.no_grad()
     def inspect(self, observations: Observations, actions: Tensor, rtg: Tensor) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class Agent(nn.Module):
         Args as in `forward`. `Memory.inspect` lists the contents.
         """
         oracle = self.encoder.encode_infos(None)
-        return self.memory.inspect(RawSteps(self.encoder, self._shown(observations), actions, rtg, oracle=oracle))
+        return self.memory.inspect(RawSteps(self.encoder, self.shown(observations), actions, rtg, oracle=oracle))
 
     def ordered_parameters(self) -> list[nn.Parameter]:
         """All parameters, in the order in which saved optimizer states number them and gradient norms are summed.

@@ -13,7 +13,7 @@ def found(wrong_from: int = 10_000, **changes) -> dict:
     """Measurements of a run that is right at shorter lengths; its hint is gone."""
     cases = SECTIONS["tmaze"].cases
     return {
-        "trained_steps": 90, "trained_case": 90, "measure": "success", "reach": None,
+        "pairs": 16, "trained_steps": 90, "trained_case": 90, "measure": "success", "reach": None,
         "by_case": [
             {"case": case, "steps": case - 1, "outcome": 1.0 if case < wrong_from else 0.5, "gradient": 0.25}
             for case in cases

@@ -26,7 +26,7 @@ from MemoryMaze.MemoryMaze_src.env import EPISODE_STEPS, NAME, OBSERVATION_SHAPE
 from MemoryMaze.MemoryMaze_src.experts import EXPERTS
 from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
 from MemoryMaze.MemoryMaze_src.privileged import PrivilegedRecorder
-from RATE_model.acting.driver import DriverChoice, driver_attributes
+from RATE_model.acting.driver import DriverChoice, driver_attributes, generator_of
 from RATE_model.data.maker import Drive, record
 from RATE_model.data.parts import Job, make_in_parts
 from RATE_model.data.writer import TrajectoryWriter
@@ -131,7 +131,7 @@ def generate(recipe: Recipe, episodes: int, path: Path, *, overwrite: bool = Fal
     )
     attributes = {
         "environment": env_id(recipe.size),
-        "generator": "scripted experts",
+        "generator": generator_of(recipe.driver, "scripted experts"),
         "first_seed": recipe.first_seed,
         "last_seed": recipe.first_seed + episodes - 1,
     }

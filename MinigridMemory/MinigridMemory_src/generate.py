@@ -23,7 +23,7 @@ import numpy as np
 
 from MinigridMemory.MinigridMemory_src.env import ENV_ID, OBSERVATION_SHAPE, MinigridMemoryEnv, frames_of_views
 from MinigridMemory.MinigridMemory_src.expert import Flaws, Played, play
-from RATE_model.acting.driver import DriverChoice, driver_attributes
+from RATE_model.acting.driver import DriverChoice, driver_attributes, generator_of
 from RATE_model.cli.limits import MAX_STEPS
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
@@ -151,7 +151,7 @@ def _attributes(selection: Selection, tally: Tally) -> dict[str, object]:
     options = {name: value for name, value in asdict(selection).items() if name not in ("flaws", "driver")}
     return {
         "environment": ENV_ID,
-        "generator": "scripted expert that sees the 3x3 view",
+        "generator": generator_of(selection.driver, "scripted expert that sees the 3x3 view"),
         **options,
         **driver_attributes(selection.driver),
         **asdict(selection.flaws),
@@ -161,7 +161,7 @@ def _attributes(selection: Selection, tally: Tally) -> dict[str, object]:
         "played": tally.played,
         "acceptance": tally.kept / tally.played,
         "dropped": dict(tally.dropped),
-        "expert_success": tally.successes / tally.played,
+        "expert_success" if selection.driver is None else "driver_success": tally.successes / tally.played,
     }
 
 

@@ -94,12 +94,17 @@ class DriverChoice:
         Raises:
             UserError: the agent was trained in another environment, or its checkpoint is damaged.
         """
-        return Driver(_evaluation(self.checkpoint, environment), seed)
+        return Driver(_evaluation(self.checkpoint, self.acting, environment), seed)
 
 
 def driver_attributes(choice: DriverChoice | None) -> dict[str, str | int]:
     """`DriverChoice.attributes`; empty without a driver."""
     return {} if choice is None else choice.attributes
+
+
+def generator_of(choice: DriverChoice | None, expert: str) -> str:
+    """What a data file names as its generator: the expert, or the agent that the expert labels."""
+    return expert if choice is None else f"trained agent, labelled by {expert}"
 
 
 class Driver:
@@ -131,8 +136,8 @@ class Driver:
 
 
 @lru_cache(maxsize=1)
-def _evaluation(checkpoint: str, name: str) -> Evaluation:
-    """The evaluation of a checkpoint's run; loaded once per process."""
+def _evaluation(checkpoint: str, acting: str, name: str) -> Evaluation:
+    """The evaluation of a checkpoint's run, with these flags of acting; loaded once per process."""
     from RATE_model.cli.evaluation import evaluation_of_run
     from RATE_model.environments.find import environment_of
     from RATE_model.training.checkpoints import run_of
@@ -141,4 +146,4 @@ def _evaluation(checkpoint: str, name: str) -> Evaluation:
     environment = environment_of(run_of(path))
     if environment.name != name:
         raise UserError(f"--driver {run_of(path)}: trained in {environment.name}, but data is made in {name}")
-    return evaluation_of_run(environment, path)
+    return evaluation_of_run(environment, path, flags=json.loads(acting))

@@ -201,13 +201,21 @@ def evaluation_of(
     return Evaluation(environment, agent, options, cases=cases, run=run, **given | changes)
 
 
-def evaluation_of_run(environment: Environment, run: Path, *, device: str = "cpu", **changes: Any) -> Evaluation:
-    """The final evaluation of a run, to repeat it. `changes` are attributes of `Evaluation` to replace.
+def evaluation_of_run(
+    environment: Environment, run: Path, *, device: str = "cpu", flags: Mapping[str, Any] | None = None, **changes: Any
+) -> Evaluation:
+    """The final evaluation of a run, to repeat it.
+
+    Args:
+        environment, run: the environment, and a run or one of its checkpoints.
+        device: where the agent acts.
+        flags: replace the run's flags of these names.
+        changes: attributes of `Evaluation` to replace.
 
     Raises:
         UserError: the checkpoint is missing, damaged, or of another environment.
     """
-    checkpoint, flags = resolve_checkpoint(run), recorded_flags(environment, run)
+    checkpoint, flags = resolve_checkpoint(run), recorded_flags(environment, run) | dict(flags or {})
     agent = environment.load_agent(checkpoint, flags, {}, device=pick_device(device))
     return evaluation_of(environment, agent, flags, run=run, **{"cases": (None,)} | changes)
 

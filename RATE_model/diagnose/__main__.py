@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +98,31 @@ def read_options(argv: Sequence[str] | None = None) -> Options:
     )
 
 
-def load(options: Options) -> tuple[Environment, Path, Path, Agent, tuple[WindowDataset, WindowDataset]]:
-    """Load a run's environment, the run, its checkpoint, its agent, and whole training and held-out episodes.
+@dataclass(frozen=True)
+class Examined:
+    """What is examined.
 
-    Raises:
-        UserError: one of them is missing or damaged.
+    Attributes:
+        environment, run, checkpoint, agent: the agent and where it comes from.
+        slide: steps by which its window slides when it acts.
+        sides: whole training and held-out episodes.
     """
+
+    environment: Environment
+    run: Path
+    checkpoint: Path
+    agent: Agent
+    slide: int
+    sides: tuple[WindowDataset, WindowDataset]
+
+    def with_infos(self, wanted: Sequence[str], flag: str) -> Examined:
+        """The same with these arrays of the data. Raises UserError if they are missing."""
+        training, held_out = (with_infos(side, wanted, flag=flag) for side in self.sides)
+        return replace(self, sides=(training, held_out))
+
+
+def load(options: Options) -> Examined:
+    """Load a run's agent and its data. Raises UserError if one of them is missing or damaged."""
     assert options.run is not None, "checked by validate"
     checkpoint = resolve_checkpoint(options.run)
     run = run_of(checkpoint.absolute())
@@ -118,7 +137,8 @@ def load(options: Options) -> tuple[Environment, Path, Path, Agent, tuple[Window
         whole_episodes_of(side, episodes=options.episodes, steps=options.steps)
         for side in data.windows(max(data.stages))
     )
-    return environment, run, checkpoint, agent.to(pick_device(options.device)), (training, held_out)
+    agent = agent.to(pick_device(options.device))
+    return Examined(environment, run, checkpoint, agent, config.task.slide, (training, held_out))
 
 
 def check_data_flags(changes: Sequence[str], environment: Environment) -> None:
@@ -181,16 +201,17 @@ def probe(name: str, training: Recording, held_out: Recording, *, chosen: bool) 
 
 def diagnose(options: Options) -> tuple[Path, dict[str, Any]]:
     """The run's directory and all measurements. Raises UserError."""
-    environment, run, checkpoint, agent, sides = load(options)
-    names = probed(options, environment, sides[0])
+    examined = load(options)
+    agent, run = examined.agent, examined.run
+    names = probed(options, examined.environment, examined.sides[0])
     since = infos_of([options.since] if options.since else [])
     for flag, wanted in {"probes": names, "since": since, "oracle": [kind.name for kind in agent.spec.oracle]}.items():
-        sides = tuple(with_infos(side, wanted, flag=flag) for side in sides)
-    training, held_out = (record(agent, side) for side in sides)
+        examined = examined.with_infos(wanted, flag)
+    training, held_out = (record(agent, side, slide=examined.slide) for side in examined.sides)
     probes = {name: probe(name, training, held_out, chosen=bool(options.probes)) for name in names}
     found = {
         "run": str(run),
-        "checkpoint": checkpoint.name,
+        "checkpoint": examined.checkpoint.name,
         "episodes": {side: each.episodes for side, each in zip(SIDES, (training, held_out), strict=True)},
         "segment": agent.memory.segment,
         "probes": {name: result for name, result in probes.items() if result is not None},

@@ -1,27 +1,31 @@
 """Record an agent on whole episodes of the data: hidden states, memory and predictions at every step.
 
-Memory is passed on through whole episodes, as in acting, even if training windows were shorter.
+Memory is passed on through whole episodes, as in acting, even if training windows were shorter. Memories that slide
+(DT, DTXL) are shown one step after another, because they recompute their window when acting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from RATE_model.agent import Agent, AgentState
+from RATE_model.agent import Agent, AgentState, RawSteps
 from RATE_model.data.batch import Batch
 from RATE_model.data.dataset import WindowDataset
-from RATE_model.memories.contract import State
+from RATE_model.memories.contract import State, StepOptions
 from RATE_model.objectives.cloning import action_errors
 
 CHUNK = 256  # approximate number of steps per forward pass
 _BATCH_BYTES = 2**28
+
+# Called before every segment but the first with the number of steps so far and the memory, which it may replace.
+AtBorder = Callable[[int, State], State]
 
 
 @dataclass(frozen=True)
@@ -86,13 +90,14 @@ def _length(data: WindowDataset, file: int, start: int) -> int:
     return int(trajectories.lengths[np.searchsorted(trajectories.starts, start)])
 
 
-@torch.no_grad()
-def record(agent: Agent, data: WindowDataset, *, seed: int = 0) -> Recording:
+@torch.inference_mode()
+def record(agent: Agent, data: WindowDataset, *, slide: int = 1, seed: int = 0) -> Recording:
     """Run an agent, in eval mode, on episodes of `whole_episodes_of`.
 
     Args:
         agent: the agent to record.
         data: episodes with the infos to record, and those that an oracle needs.
+        slide: for a memory that slides, steps by which a full window slides.
         seed: of the exchange of past actions.
     """
     parts: dict[str, list[np.ndarray]] = {}
@@ -102,7 +107,7 @@ def record(agent: Agent, data: WindowDataset, *, seed: int = 0) -> Recording:
     steps_before = 0
     for first in range(0, len(data), rows):
         batch = data.__getitems__(range(first, min(first + rows, len(data))))
-        found = _of_batch(agent, batch, generator)
+        found = _of_batch(agent, batch, generator, slide)
         valid = batch.valid.numpy()
         row, step = np.nonzero(valid)
         found |= {"episode": row + episodes, "step": step}
@@ -116,29 +121,32 @@ def record(agent: Agent, data: WindowDataset, *, seed: int = 0) -> Recording:
     return Recording(infos=infos, **whole)
 
 
-def _of_batch(agent: Agent, batch: Batch, generator: torch.Generator) -> dict[str, np.ndarray]:
+def _of_batch(agent: Agent, batch: Batch, generator: torch.Generator, slide: int) -> dict[str, np.ndarray]:
     """Arrays of a batch's valid steps, by name, and the memory at borders, with rows and steps."""
     valid = batch.valid.numpy()
     on_device = batch.to(agent.device)
     states: list[tuple[int, State]] = []
 
-    def keep(step: int, state: AgentState) -> AgentState:
-        states.append((step, state.memory))
-        return state
+    def keep(step: int, memory: State) -> State:
+        states.append((step, memory))
+        return memory
 
-    def knock_out(step: int, state: AgentState) -> AgentState:
-        return replace(state, memory=agent.memory.initial(len(batch)))
+    def knock_out(step: int, memory: State) -> State:
+        return agent.memory.initial(len(batch))
+
+    def through(shown: Batch, at_border: AtBorder | None) -> Tensor:
+        if agent.memory.slides:
+            return _step_by_step(agent, shown, at_border, slide)
+        return _by_segments(agent, shown, batch.valid, at_border)
 
     def flat(values: Tensor) -> np.ndarray:
         return values.cpu().numpy()[valid]
 
-    hidden = _through(agent, on_device, batch.valid, keep)
+    hidden = through(on_device, keep)
     others = batch.actions[batch.valid]
     others = others[torch.randint(len(others), (batch.valid.numel(),), generator=generator)]
     changed = replace(on_device, actions=others.view(batch.actions.shape).to(agent.device))
-    predictions, exchanged = (
-        agent.head(states).float() for states in (hidden, _through(agent, changed, batch.valid, None))
-    )
+    predictions, exchanged = (agent.head(states).float() for states in (hidden, through(changed, None)))
     targets = on_device.targets
     found = {
         "hidden": flat(hidden.float()),
@@ -152,7 +160,7 @@ def _of_batch(agent: Agent, batch: Batch, generator: torch.Generator) -> dict[st
         **{f"infos/{name}": flat(values) for name, values in (batch.infos or {}).items()},
     }
     if agent.memory.has_memory:
-        knocked_out = _through(agent, on_device, batch.valid, knock_out)
+        knocked_out = through(on_device, knock_out)
         forgetful = agent.head(knocked_out).float()
         found["knocked_out"], found["forgetful"] = flat(knocked_out.float()), flat(forgetful)
         found["forgetful_errors"] = flat(action_errors(agent.spec, forgetful, targets))
@@ -166,11 +174,15 @@ def _pieces(batch: Batch) -> Iterator[Batch]:
         yield replace(batch, observations=batch.observations[slice(None), piece], rtg=batch.rtg[:, piece])
 
 
-def _through(agent: Agent, batch: Batch, valid: Tensor, at_border: Any) -> Tensor:
-    """Hidden states (B, T, d) of whole episodes; `at_border` is called before every segment but the first."""
+def _by_segments(agent: Agent, batch: Batch, valid: Tensor, at_border: AtBorder | None) -> Tensor:
+    """Hidden states (B, T, d) of whole episodes; `valid` is on the CPU."""
     segment, length = agent.memory.segment, valid.shape[1]
     size = segment * max(1, CHUNK // segment)
     state, found = agent.initial(len(batch)), []
+
+    def changed(step: int, state: AgentState) -> AgentState:
+        return state if at_border is None else replace(state, memory=at_border(step, state.memory))
+
     for start, stop in pairwise([*range(0, length, size), length]):
         piece = slice(start, stop)
         inputs = (batch.observations[slice(None), piece], batch.actions[:, piece], batch.rtg[:, piece], valid[:, piece])
@@ -178,14 +190,35 @@ def _through(agent: Agent, batch: Batch, valid: Tensor, at_border: Any) -> Tenso
             *inputs,
             state,
             borders=range(segment, stop - start, segment),
-            at_border=None if at_border is None else lambda step, state, start=start: at_border(start + step, state),
+            at_border=lambda step, state, start=start: changed(start + step, state),
             head=lambda hidden: hidden,
             infos=None if batch.infos is None else {name: values[:, piece] for name, values in batch.infos.items()},
         )
-        if at_border is not None and stop < length:
-            state = at_border(stop, state)
+        if stop < length:
+            state = changed(stop, state)
         found.append(hidden)
     return torch.cat(found, dim=1)
+
+
+def _step_by_step(agent: Agent, batch: Batch, at_border: AtBorder | None, slide: int) -> Tensor:
+    """The same, as an `Actor` computes them. Padding on the right comes after an episode and changes nothing."""
+    memory, found = agent.memory, []
+    borders = count(memory.segment, memory.segment)
+
+    def transform(state: State, initial: State) -> State:
+        return state if at_border is None else at_border(next(borders), state)
+
+    stepper = memory.stepper(len(batch), StepOptions(slide=slide, transform=transform), agent.encoder.parameter_dtype)
+    oracle = agent.encoder.encode_infos(batch.infos)
+    steps = RawSteps(agent.encoder, agent.shown(batch.observations), batch.actions, batch.rtg, oracle=oracle)
+    for start in range(0, steps.shape[1], CHUNK):
+        piece = steps.cut(slice(start, start + CHUNK))
+        for step in range(piece.shape[1]):
+            stepper.pass_on()
+            rtg = None if piece.rtg is None else piece.rtg[:, step, None]
+            found.append(stepper.append(rtg, piece.observations[:, step, None]))
+            stepper.record(piece.actions[:, step, None])
+    return torch.stack(found, dim=1)
 
 
 def _at_borders(agent: Agent, lengths: Tensor, states: Sequence[tuple[int, State]]) -> dict[str, np.ndarray]:

@@ -118,7 +118,8 @@ class Evaluation:
     record: bool = False
     transform_memory: MemoryTransform | None = None
     run: Path | None = None
-    _known: dict[Any, dict[Case, Episodes]] = field(default_factory=dict, repr=False, compare=False)
+    # Of this evaluation alone: `dataclasses.replace` starts with nothing played
+    _known: dict[Any, dict[Case, Episodes]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def acting(self, target: float) -> Acting:
         """The actor's settings for this target return."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from RATE_model.acting.driver import DriverChoice, driver_attributes
+from RATE_model.acting.driver import DriverChoice, driver_attributes, generator_of
 from RATE_model.data.maker import Drive, record
 from RATE_model.data.parts import Job, make_in_parts
 from RATE_model.data.writer import TrajectoryWriter
@@ -66,7 +66,7 @@ def generate(recipe: Recipe, episodes: int, path: Path, *, overwrite: bool = Fal
     ensure_scenario(recipe.scenario)
     attributes = {
         "environment": ENV_ID,
-        "generator": f"scripted expert with a {recipe.view} view",
+        "generator": generator_of(recipe.driver, f"scripted expert with a {recipe.view} view"),
         "first_seed": recipe.first_seed,
         "played": 0,
     }

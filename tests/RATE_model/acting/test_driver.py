@@ -34,7 +34,7 @@ def run(tmp_path, monkeypatch) -> Path:
     agent = small_model(spec=SPEC, d_model=8, d_head=4)
     save_small_model(agent, tmp_path / "run")
     evaluation = Evaluation(ENVIRONMENT, agent, ENVIRONMENT.play_options(), (1.0,))
-    monkeypatch.setattr(module, "_evaluation", lambda checkpoint, name: evaluation)
+    monkeypatch.setattr(module, "_evaluation", lambda checkpoint, acting, name: evaluation)
     return tmp_path / "run"
 
 
@@ -50,6 +50,8 @@ def test_an_agent_drives_and_the_expert_labels(run, tmp_path):
         expert = driven.expert_actions()
         assert 0.05 < (expert != driven.actions).mean() < 0.95  # a random model and an expert
         assert driven.attributes["driver"] == "run" and driven.attributes["driver_step"] == 1
+        assert driven.attributes["generator"].startswith("trained agent, labelled by scripted expert")
+        assert "driver_success" in driven.attributes and "expert_success" not in driven.attributes
         seeds = driven.info("seed")
         agreed = (expert == driven.actions).mean()
     assert f"the expert would have done the same at {agreed:.2f} of the steps" in DATA.describe(tmp_path / "driven.h5")
@@ -107,6 +109,17 @@ def test_a_driver_of_another_environment_is_refused(run, monkeypatch):
     monkeypatch.setattr("RATE_model.environments.find.environment_of", lambda run: ENVIRONMENT)
     with pytest.raises(UserError, match="trained in Minigrid-Memory, but data is made in Elsewhere"):
         DriverChoice.of(run).driver("Elsewhere", 0)
+
+
+def test_a_driver_acts_as_when_it_was_chosen(run, monkeypatch):
+    """Even if its run has changed since."""
+    monkeypatch.undo()
+    monkeypatch.setattr("RATE_model.environments.find.environment_of", lambda run: ENVIRONMENT)
+    (run / "config.yaml").write_text("use_argmax: true\ntarget_return: 0.5\n")
+    choice = DriverChoice.of(run)
+    (run / "config.yaml").write_text("use_argmax: false\ntarget_return: 1.0\n")
+    evaluation = module._evaluation(choice.checkpoint, choice.acting, "Minigrid-Memory")
+    assert evaluation.options.use_argmax and evaluation.targets == (0.5,)
 
 
 def test_a_driver_uses_one_core(run, monkeypatch):

@@ -78,8 +78,21 @@ def test_classes_are_scored_by_accuracy():
 # --- recording ---
 
 
-@pytest.mark.parametrize("name", ["RATE", "LSTM", "MLP"])
-def test_recording_equals_a_single_call(tmp_path, monkeypatch, name):
+def acted(agent, data, slide: int = 1) -> np.ndarray:
+    """Logits of an actor that is shown the steps of the data, (S, A)."""
+    found = []
+    for row in range(len(data)):
+        batch = data.__getitems__([row])
+        actor = agent.actor(1, target_return=float(batch.rtg[0, 0]), slide=slide)
+        rewards = -np.diff(batch.rtg[0].numpy(), prepend=batch.rtg[0, 0].item())
+        for step in range(int(batch.lengths)):
+            found.append(actor.observe(batch.observations[:, step].numpy(), rewards[[step]])[0].numpy())
+            actor.take(batch.actions[:, step].numpy())
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("name", ["RATE", "TrXL", "DT", "DTXL", "LSTM", "MLP"])
+def test_recording_equals_acting(tmp_path, monkeypatch, name):
     agent = make_agent(name).eval()
     data = whole_episodes_of(make_data(tmp_path).with_infos(["phase"]), episodes=9)
     assert data.windows[:, 2].tolist() == LENGTHS
@@ -87,10 +100,9 @@ def test_recording_equals_a_single_call(tmp_path, monkeypatch, name):
     monkeypatch.setattr(module, "CHUNK", K)
     monkeypatch.setattr(module, "_BATCH_BYTES", 1)  # an episode at a time
     pieces = record(agent, data)
-    batch = data.__getitems__(range(len(data)))
-    logits, _ = agent(batch.observations, batch.actions, batch.rtg, batch.valid)
+    expected = acted(agent, data)
     for found in (whole, pieces):
-        np.testing.assert_allclose(found.predictions, logits[batch.valid].detach(), atol=1e-5)
+        np.testing.assert_allclose(found.predictions, expected, atol=1e-5)
         assert np.bincount(found.episode).tolist() == LENGTHS and found.episodes == len(LENGTHS)
         assert found.infos["phase"][:, 0].tolist() == (found.step % 3).tolist()
     if not agent.memory.has_memory:
@@ -99,14 +111,24 @@ def test_recording_equals_a_single_call(tmp_path, monkeypatch, name):
     assert whole.state is not None and pieces.state is not None and whole.knocked_out is not None
     # A border before every segment but the first, where an episode has a step after it.
     assert sorted(whole.before.tolist()) == sorted(pieces.before.tolist())
-    assert set(whole.step[whole.before] % K) == {K - 1} and len(whole.before) == sum((n - 1) // K for n in LENGTHS)
+    segment = agent.memory.segment
+    assert set(whole.step[whole.before] % segment) == {segment - 1}
+    assert len(whole.before) == sum((steps - 1) // segment for steps in LENGTHS)
     order, other = np.argsort(whole.before), np.argsort(pieces.before)
     np.testing.assert_allclose(whole.state[order], pieces.state[other], atol=1e-5)
-    first = whole.step < K
+    first = whole.step < segment
     np.testing.assert_allclose(whole.knocked_out[first], whole.hidden[first], atol=1e-5)
     np.testing.assert_allclose(whole.forgetful_errors[first], whole.errors[first], atol=1e-5)
     assert np.abs(whole.forgetful - whole.predictions)[~first].max() > 1e-4
     assert np.abs(whole.knocked_out - whole.hidden)[~first].max() > 1e-3
+
+
+def test_recording_slides_as_acting_does(tmp_path):
+    agent = make_agent("DT").eval()
+    data = whole_episodes_of(make_data(tmp_path), episodes=9)
+    slid = record(agent, data, slide=2).predictions
+    np.testing.assert_allclose(slid, acted(agent, data, slide=2), atol=1e-5)
+    assert np.abs(slid - record(agent, data).predictions).max() > 1e-3
 
 
 # --- copying and imitation ---

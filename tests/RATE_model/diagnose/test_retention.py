@@ -69,6 +69,17 @@ def test_only_pairs_that_both_run_are_compared():
     assert over == [] == by_step({}, lengths, trained=20)
 
 
+def test_a_memory_that_went_on_after_its_episode_teaches_no_probe():
+    """Rows whose episode is over keep changing: here they say the opposite."""
+    found, lengths = {step: memories(step) for step in (10, 20)}, np.full(20, 60)
+    lengths[:8] = 15
+    found[20][:8] *= -10
+    table = by_step(found, lengths, trained=20)
+    assert [each["fitted_in_training"] for each in table] == [1, 1]
+    found[20][:8] = np.nan
+    assert by_step(found, lengths, trained=20) == table
+
+
 def test_numbers_that_are_not_finite_are_not_compared():
     found = {step: memories(step) for step in (10, 20, 30)}
     found[30][3, 1] = np.inf
@@ -90,6 +101,7 @@ def test_numbers_that_are_not_finite_are_not_compared():
 )
 def test_reasons(outcomes, fitted, expected):
     found = {
+        "pairs": 16,
         "measure": "success",
         "trained_case": 9,
         "by_case": [
@@ -98,6 +110,8 @@ def test_reasons(outcomes, fitted, expected):
         "by_step": [] if fitted is None else [{"step": 80} | dict(zip(MEASURES, (fitted[0], *fitted), strict=True))],
     }
     assert reason(found) == expected
+    if expected in ("misread", "moved", "gone"):
+        assert reason(found | {"pairs": 8}) == "unclear", "8 rows are guessed right too often"
 
 
 def agent_of(memory: str, **changes: Any) -> Agent:
