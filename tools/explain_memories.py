@@ -66,7 +66,7 @@ def label_of(label: str, seed: int) -> str:
 
 def key_of(section: Section, model: str, sizes: tuple[str, ...]) -> str:
     """What an entry depends on: the command that trained its run, and the sizes with which it acts."""
-    return " ".join((section.study.key(model), *(("--sizes", *sizes) if sizes else ())))
+    return section.study.key(model, *(("--sizes", *sizes) if sizes else ()))
 
 
 def collect(section: Section, run: Path, sizes: tuple[str, ...] = ()) -> dict[str, Any]:

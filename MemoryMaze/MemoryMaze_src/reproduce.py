@@ -5,12 +5,10 @@
     python3 MemoryMaze/MemoryMaze_src/reproduce.py --setting more_data --seeds 1 2 3 --episodes 20
 
 The last has three times the data and more than twice the training, and writes results/memory_maze_more_data.*.
-Finished runs are kept and interrupted ones continued, so the command can be repeated at any time. Evaluations that
-exist are read from the runs' eval/. With `--models` the figures of these models and seeds are added to the page, which
-keeps all others.
+Finished runs are kept and interrupted ones continued, so the command can be repeated at any time; it plays the
+evaluations again. With `--models` the figures of these models and seeds are added to the page, which keeps all others.
 """
 
-import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -43,9 +41,7 @@ from RATE_model.cli.reproduce import (
     table,
 )
 from RATE_model.errors import UserError
-from RATE_model.memories.contract import MemoryTransform
 from RATE_model.plots import plot_bars
-from RATE_model.system.atomic import atomic_write_text
 
 Setting = Literal["fast", "more_data"]
 FAST = "MemoryMaze/MemoryMaze_src/config_fast.yaml"
@@ -81,13 +77,13 @@ SCRIPT = "MemoryMaze/MemoryMaze_src/reproduce.py"
 
 
 KNOCKED_OUT = "memory knocked out"
-# Files are in the runs' eval/; their names go on with how the agent acted.
+# Arguments of `play_again`.
 CONTROLS: dict[str, dict[str, Any]] = {
-    f"RATE, {KNOCKED_OUT}": {"file": "knocked_out", "transform": knock_out_memory},
-    "RATE, memory tokens knocked out": {"file": "tokens_knocked_out", "transform": knock_out_part("tokens")},
-    "RATE, cache knocked out": {"file": "cache_knocked_out", "transform": knock_out_part("cache")},
-    "RATE, actions drawn": {"greedy": False},
-    f"LSTM, {KNOCKED_OUT}": {"file": "knocked_out", "transform": knock_out_memory},
+    f"RATE, {KNOCKED_OUT}": {"transform": knock_out_memory},
+    "RATE, memory tokens knocked out": {"transform": knock_out_part("tokens")},
+    "RATE, cache knocked out": {"transform": knock_out_part("cache")},
+    "RATE, actions drawn": {"options": {"use_argmax": False}},
+    f"LSTM, {KNOCKED_OUT}": {"transform": knock_out_memory},
 }
 # Published figures (arXiv 2306.09459 and its code; human: arXiv 2210.13383), on data other than ours.
 PUBLISHED = {
@@ -155,8 +151,14 @@ class Page(ControlsPage):
         return self.of_control(runs) | predicted
 
     def of_control(self, runs: Sequence[Path], **changes: Any) -> Entry:
-        """Returns of every seed's episodes."""
-        return {"returns": [returns_of(run, self.options.episodes, **changes) for run in runs]}
+        """Returns of every seed's episodes, by default with the most probable actions."""
+        how = {
+            "device": self.options.device or self.study.device,
+            "episodes": self.options.episodes,
+            "options": {"use_argmax": True},
+        } | changes
+        played = [play_again(ENVIRONMENT, run, **how) for run in runs]
+        return {"returns": [episodes[None].returns.tolist() for _, episodes in played]}
 
     def others(self, kept: Mapping[str, Any]) -> Document:
         """Players without a model."""
@@ -260,18 +262,6 @@ def by_seeds(trained: Mapping[str, Sequence[int]]) -> dict[tuple[int, ...], list
         for some in consecutive(seeds):
             found.setdefault(tuple(some), []).append(label)
     return found
-
-
-def returns_of(
-    run: Path, episodes: int, *, file: str = "intact", transform: MemoryTransform | None = None, greedy: bool = True
-) -> list[float]:
-    """Returns (E,) of a run's model in the evaluation's mazes; played once, then read from its eval/."""
-    kept = run / "eval" / f"{file}_{'argmax' if greedy else 'drawn'}_{episodes}_episodes.json"
-    if not kept.exists():
-        options = {"use_argmax": greedy}
-        _, played = play_again(ENVIRONMENT, run, transform=transform, episodes=episodes, options=options)
-        atomic_write_text(kept, json.dumps(played[None].returns.tolist()) + "\n")
-    return json.loads(kept.read_text())
 
 
 main = Page.main

@@ -23,6 +23,7 @@ from RATE_model.cli.reproduce import (
     play_again,
     provenance,
     read_results,
+    refuse_outdated,
     require_figures,
     training_of,
     training_table,
@@ -107,6 +108,8 @@ class ControlsPage(ABC):
             return {}
         keys = {label: self.study.key(model) for label, model in owners.items() if model in models}
         keep_outdated(self.name, page, keys, self.options)
+        others = {label: entry for label, entry in page.items() if label not in keys}
+        refuse_outdated(self.name, others, self.study, self.options)
         for label, entry in page.items():
             place = f"{self.options.results_dir / self.name}.json: '{label}'"
             require_figures(entry, place, self.needed(label, owners[label]))

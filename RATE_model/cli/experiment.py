@@ -77,7 +77,7 @@ class Config(Protocol):
 
 
 # Values, in every environment, for runs older than these flags.
-_BEFORE: dict[str, Any] = {
+BEFORE: dict[str, Any] = {
     # Flags of memories that did not exist yet.
     **{name: value for entry in MEMORIES.values() for name, value in to_flat_dict(entry.options()).items()},
     "budget": "none",
@@ -130,7 +130,7 @@ def run_directory(
             differing["text"] = run.text
         return short_hash(differing) if differing else ""
 
-    before = _BEFORE | dict(before or {})
+    before = BEFORE | dict(before or {})
     marked = folder / run_name(run.text, *name, mark(flags), "RUN", seed)
     beginning = run_name(run.text, *name)
     with suppress(OSError):  # a name that is too long is reported later
@@ -286,7 +286,7 @@ def check(config: Config, directory: Path, seed: int, *, before: Mapping[str, An
         may_grow=MAY_GROW,
         may_change_elsewhere=STABILISERS,
         # Not all scripts have all flags.
-        before={name: value for name, value in (_BEFORE | dict(before or {})).items() if name in flags},
+        before={name: value for name, value in (BEFORE | dict(before or {})).items() if name in flags},
     )
 
 

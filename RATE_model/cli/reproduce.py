@@ -24,9 +24,11 @@ import numpy as np
 
 from RATE_model.acting.controls import exchange_twins
 from RATE_model.acting.rollout import Episodes, format_mean_and_error, mean_and_error
+from RATE_model.cli.aliases import canonical_flags
 from RATE_model.cli.evaluation import evaluation_of_run
+from RATE_model.cli.experiment import BEFORE
 from RATE_model.cli.limits import at_least, at_most_processes, writable
-from RATE_model.cli.options import close_matches
+from RATE_model.cli.options import changeable_flags, close_matches, load_yaml, to_flat_dict
 from RATE_model.cli.training import check
 from RATE_model.environments.contract import Case, Environment, Evaluation
 from RATE_model.errors import UserError, error_reason
@@ -34,9 +36,10 @@ from RATE_model.loading import load_agent
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.system.precision import check_device
-from RATE_model.training.runs import FinishedRun, Run
+from RATE_model.training.runs import FinishedRun, Run, short_hash
 
 ROOT = Path(__file__).resolve().parents[2]
+_VALUES = "  # flags "  # between a command and the hash of its flags' values
 # Marks around the generated part of a results page.
 BEGIN, END = "<!-- reproduce.py: begin -->", "<!-- reproduce.py: end -->"
 
@@ -87,6 +90,7 @@ class Study:
         settings: flags shared by all models; paths relative to the repository.
         models: the flags that each model adds.
         read_config, check: functions of the train script.
+        before: the values of flags in runs made before these flags existed.
     """
 
     script: str
@@ -97,6 +101,7 @@ class Study:
     # Prefix of the run folders; separates tables that train models of the same name
     prefix: str = "reproduce"
     device: str = "cpu"  # on the CPU a run is reproducible to the last bit
+    before: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=lambda: {"OMP_NUM_THREADS": "1"})
 
     @classmethod
@@ -110,6 +115,7 @@ class Study:
             models,
             environment.read_config,
             partial(check, environment),
+            before=BEFORE | dict(environment.before),
             **more,
         )
 
@@ -125,9 +131,15 @@ class Study:
         """The arguments that train and evaluate a model, as typed on the command line."""
         return [*self._command(label), "--start_seed", str(seeds[0]), "--end_seed", str(seeds[-1])]
 
-    def key(self, label: str) -> str:
-        """A model's command without seeds: entries of a page with the same key belong together."""
-        return shlex.join(self._command(label))
+    def key(self, label: str, *more: str) -> str:
+        """What a model's entry of a page depends on: its command without seeds, and the values of its flags.
+
+        Entries of a page with the same key belong together; see `entry_of`. The values are a comment, eight digits:
+        those in YAML files may change while the command stays. `more` are words that follow the command.
+        """
+        flags = _of_results(self.read_config(_here(self._command(label)[1:])))
+        values = {name: value for name, value in flags.items() if name not in self.before or value != self.before[name]}
+        return f"{shlex.join([*self._command(label), *more])}{_VALUES}{short_hash(values)}"
 
     def _command(self, label: str) -> list[str]:
         return [self.script, *self.settings, *self.models[label], "--ckpt_folder", self.folder(label)]
@@ -164,20 +176,31 @@ class Study:
         """Whether a run is finished, and its directory.
 
         The exact directory: an earlier setting may have left a run of the same model and seed under another name. A run
-        with other flags, or with damaged results, is refused with a UserError.
+        that finished with fewer epochs, or another evaluation, is not finished. One with other flags besides, with
+        damaged results, or without a checkpoint to evaluate again is refused with a UserError.
         """
         config = self.read_config(_here(self._arguments(label, seed, options)[1:]))
         try:
             path = self.check(config, seed).directory
-            done = (path / "eval" / "final.json").exists()
+            done = _has_results(path) and not self._changed(config, path)
         except FinishedRun as finished:
             done, path = True, finished.directory
+            if changed := self._changed(config, path):
+                raise UserError(
+                    f"{label}, seed {seed}: {path} finished with another {', '.join(changed)}, and has no checkpoint "
+                    "to continue from; move it away, or give another --runs_dir"
+                ) from None
         except UserError as error:
-            raise UserError(f"{label}, seed {seed}: {error} (with this command: another --runs_dir)") from None
+            raise UserError(f"{label}, seed {seed}: {error} (here: give another --runs_dir)") from None
         if done:
             final_results([path])
             provenance([path])
         return done, path
+
+    def _changed(self, config: Any, run: Path) -> list[str]:
+        """The flags whose values differ from those of a run's results."""
+        recorded, flags = {**self.before, **canonical_flags(load_yaml(run / "config.yaml"))}, _of_results(config)
+        return [f"--{name}" for name, value in flags.items() if recorded.get(name, value) != value]
 
     def chosen(self, models: Sequence[str]) -> list[str]:
         """The models named by a table's `--models`, in the table's order; all if empty. Raises UserError for unknown
@@ -234,6 +257,23 @@ class Study:
         chosen = self.models if models is None else models
         ranges = consecutive(seeds)
         return "\n".join("    python3 " + shlex.join(self.command(label, some)) for label in chosen for some in ranges)
+
+
+def _has_results(run: Path) -> bool:
+    """Whether a run's last start has ended with results. config.yaml is written when it starts."""
+    config, results = run / "config.yaml", run / "eval" / "final.json"
+    return results.exists() and config.exists() and results.stat().st_mtime >= config.stat().st_mtime
+
+
+def _of_results(config: Any) -> dict[str, Any]:
+    """The flags that results depend on, as in a run's config.yaml.
+
+    All but those that name the run and its place, and those that may change in a run, except for its evaluation's.
+    """
+    free = {*changeable_flags(config)} - {*to_flat_dict(config.task)}
+    return {
+        name: value for name, value in to_flat_dict(config).items() if name not in free | {*to_flat_dict(config.run)}
+    }
 
 
 def of_modes(flags: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
@@ -424,6 +464,7 @@ def kept_entries(name: str, study: Study, options: PageOptions, figures: Sequenc
     again = {label: entry for label, entry in page.items() if not options.models or model_of(study, label) in chosen}
     keep_seeds(name, again, options)
     kept = {label: entry for label, entry in page.items() if label not in again}
+    refuse_outdated(name, kept, study, options)
     asked = " ".join(map(str, options.seeds))
     for label, entry in kept.items():
         require_figures(entry, f"{path}: '{label}'", figures)
@@ -466,14 +507,15 @@ def merged(kept: Mapping[str, Any], measured: Mapping[str, Any], order: Sequence
 
 
 def entry_of(document: Mapping[str, Any], label: str, key: str) -> dict[str, Any]:
-    """An entry of a page's document; empty if there is none, or if another command made it.
+    """An entry of a page's document; empty if there is none, or if another command, or other values of flags, made it.
 
     Args:
-        document: entries by label. Those without a command count as made by this one.
-        key: the command; see `Study.key`.
+        document: entries by label. Those of older pages without a command, or without values, count as made by these.
+        key: the command and values; see `Study.key`.
     """
     entry = document.get(label, {})
-    return entry if entry.get("command", key) == key else {}
+    made, by = (text.partition(_VALUES) for text in (entry.get("command", key), key))
+    return entry if made[0] == by[0] and made[2] in ("", by[2]) else {}
 
 
 def keep_outdated(name: str, document: Mapping[str, Any], keys: Mapping[str, str], options: StudyOptions) -> None:
@@ -484,6 +526,21 @@ def keep_outdated(name: str, document: Mapping[str, Any], keys: Mapping[str, str
         if label in document and not entry_of(document, label, key)
     }
     keep_seeds(name, replaced, options, made=", made by another command")
+
+
+def refuse_outdated(name: str, kept: Mapping[str, Any], study: Study, options: StudyOptions) -> None:
+    """Raise a UserError for the first entry of NAME.json that is kept, but was made by another command than today's.
+
+    A page prints today's commands. `kept` are entries by label, with those of controls and of players without a model.
+    """
+    keys = {model: study.key(model) for model in study.models}
+    for label in kept:
+        model = model_of(study, label)
+        if model is not None and not entry_of(kept, label, keys[model]):
+            raise UserError(
+                f"{options.results_dir / name}.json: '{label}' was made by another command than today's; name "
+                f"{shlex.quote(model)} in --models, too"
+            )
 
 
 def missing_seeds(entry: Mapping[str, Any], seeds: Sequence[int]) -> list[int]:

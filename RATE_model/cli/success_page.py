@@ -100,11 +100,14 @@ class SuccessPage:
             kept = kept_entries(self.name, self.study, options, [self.drawn])
             self.environment.files(self.study.setting())  # before several processes try to make them
             directories = self.study.run_all(options, options.models)
-            document = {label: self.of_runs(runs) for label, runs in directories.items()}
-            for words, control in self.controls.items():
-                for model in control.models:
-                    if model in directories:
-                        document[f"{model}, {words}"] = self.controlled(directories[model], control)
+            document: Document = {}
+            for label, runs in directories.items():
+                document[label] = self.of_runs(runs)
+                for words, control in self.controls.items():
+                    if label in control.models:
+                        document[f"{label}, {words}"] = self.controlled(runs, control, options)
+                made = {"command": self.study.key(label)}
+                document |= {name: entry | made for name, entry in document.items() if "command" not in entry}
             document |= {label: make() for label, make in self.others.items() if label not in kept}
             document = merged(kept, document, self.labels)
             self.write(document, options)
@@ -120,12 +123,13 @@ class SuccessPage:
         notes = {key: [bool(result.get(name)) for result in results] for key, name in self.notes.values()}
         return by_case | training_of(runs) | notes
 
-    def controlled(self, runs: Sequence[Path], control: Control) -> dict[str, Any]:
+    def controlled(self, runs: Sequence[Path], control: Control, options: PageOptions) -> dict[str, Any]:
         """Success of every seed by case under a control."""
         found: dict[str, list[float]] = {str(case): [] for case in control.cases}
+        device = options.device or self.study.device
         for run in runs:
             changes = {"transform": control.transform(), "twins": control.twins, "cases": control.cases}
-            evaluation, played = play_again(self.environment, run, **changes)
+            evaluation, played = play_again(self.environment, run, device=device, **changes)
             for case, episodes in played.items():
                 found[str(case)].append(self.environment.figures(case, episodes, evaluation)[self.drawn])
         return {self.drawn: found, **provenance(runs)}

@@ -8,6 +8,7 @@ import shlex
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from RATE_model.cli import reproduce
-from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.options import exit_on_user_error, parse_options, to_yaml
 from RATE_model.cli.reproduce import (
     BEGIN,
     END,
@@ -43,6 +44,8 @@ from RATE_model.cli.reproduce import (
 )
 from RATE_model.errors import UserError
 from RATE_model.training.runs import FinishedRun
+from tests.small_models import save_small_model, small_model
+from TMaze_new.TMaze_new_src.environment import ENVIRONMENT, Config
 
 
 def test_unwritable_folders_are_reported_first(tmp_path, monkeypatch):
@@ -80,7 +83,7 @@ def test_unusable_run_is_reported():
         raise UserError("RUN holds eval/final.json but no checkpoint")
 
     study = Study("train.py", (), {"A": ()}, lambda flags: None, check)
-    with pytest.raises(UserError, match="A, seed 1: RUN holds .*no checkpoint .with this command: another --runs_dir"):
+    with pytest.raises(UserError, match="A, seed 1: RUN holds .*no checkpoint .here: give another --runs_dir"):
         study.run("A", 1, StudyOptions())
 
 
@@ -89,8 +92,40 @@ def test_a_finished_run_is_kept_without_its_checkpoints(tmp_path):
         raise FinishedRun("RUN holds eval/final.json but no checkpoint", tmp_path)
 
     finished(tmp_path)
-    study = Study("train.py", (), {"A": ()}, lambda flags: None, check)
+    study = Study("train.py", (), {"A": ()}, lambda flags: Config(), check)
     assert study.run("A", 1, StudyOptions()) == tmp_path
+    other = Config(task=replace(Config().task, eval_episodes=7))
+    study = Study("train.py", (), {"A": ()}, lambda flags: other, check)
+    with pytest.raises(UserError, match=f"{tmp_path} finished with another --eval_episodes, and has no checkpoint"):
+        study.run("A", 1, StudyOptions())
+
+
+# What may differ in a run that is continued, and in its evaluation.
+CHANGES = ("--epochs 99", "--eval_episodes 7", "--slide 5", "--use_argmax false", "--eval_lengths 9")
+
+
+@pytest.mark.parametrize("change", ["", "--device auto", "--num_workers 1", *CHANGES])
+def test_results_of_other_flags_are_not_those_of_a_command(tmp_path, change):
+    """The run directory is the same: it is continued, or evaluated again."""
+    before, study = (
+        Study.of(ENVIRONMENT, (), {"DT": ("--model_mode", "DT", *words)}) for words in ((), change.split())
+    )
+    config = ENVIRONMENT.read_config([*before.command("DT", [1])[1:], "--output_dir", str(tmp_path)])
+    run = before.check(config, 1).directory
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(to_yaml(config))
+    finished(run)
+    save_small_model(small_model("DT"), run)
+    assert (study.finished("DT", 1, StudyOptions(runs_dir=tmp_path)) is None) == (change in CHANGES)
+
+
+def test_a_start_that_did_not_end_has_no_results(tmp_path):
+    """Its config.yaml is new, and the results are of an earlier start."""
+    run = finished(tmp_path)
+    study = Study("train.py", (), {"A": ()}, lambda _: Config(), lambda *_: SimpleNamespace(directory=run))
+    assert study.finished("A", 1, StudyOptions()) == run
+    os.utime(run / "eval" / "final.json", (0, 0))
+    assert study.finished("A", 1, StudyOptions()) is None
 
 
 @pytest.mark.parametrize(
@@ -105,7 +140,7 @@ def test_a_finished_run_is_kept_without_its_checkpoints(tmp_path):
 def test_damaged_files_of_a_finished_run_are_reported_before_training(file, text, words, tmp_path):
     finished(tmp_path)
     (tmp_path / file).write_text(text)
-    study = Study("train.py", (), {"A": ()}, lambda _: None, lambda *_: SimpleNamespace(directory=tmp_path))
+    study = Study("train.py", (), {"A": ()}, lambda _: Config(), lambda *_: SimpleNamespace(directory=tmp_path))
     with pytest.raises(UserError, match=f"{file}: .*{words}.*; move it away and repeat this command"):
         study.run_all(StudyOptions(seeds=(0, 1)))
 
@@ -120,6 +155,8 @@ def finished(run: Path) -> Path:
     """A finished run without a checkpoint."""
     start = {"seed": 1, "started": "2026-01-01T00:00:00+00:00", "git": {"commit": "c" * 40}}
     (run / "eval").mkdir()
+    if not (run / "config.yaml").exists():
+        (run / "config.yaml").write_text(to_yaml(Config()))
     (run / "eval" / "final.json").write_text("{}")
     (run / "environment.json").write_text(json.dumps({"starts": [start]}))
     return run
@@ -181,7 +218,7 @@ def test_origin_lists_commits_by_date():
     assert origin(document | old) == f"{dated} and at commit {'d' * 12} on an unrecorded date"
 
 
-STUDY = Study("train.py", (), {"A": (), "A, changed": (), "B": ()}, None, None)
+STUDY = Study("train.py", (), {"A": (), "A, changed": (), "B": ()}, lambda _: Config(), None)
 
 
 def test_unmeasured_models_stay_on_the_page(tmp_path):
@@ -238,7 +275,31 @@ def test_entries_of_other_commands_do_not_count():
     page = {"A": {"command": STUDY.key("A")}, "A, changed": {"command": "other.py"}, "B": {"seeds": [1]}}
     found = {label: entry_of(page, label, STUDY.key(label)) for label in STUDY.models}
     assert found == {"A": page["A"], "A, changed": {}, "B": page["B"]} and entry_of({}, "A", "train.py") == {}
-    assert shlex.join(STUDY.command("A", [1, 2, 3])) == STUDY.key("A") + " --start_seed 1 --end_seed 3"
+    command, _, values = STUDY.key("A", "--size", "3").partition("  # flags ")
+    assert command == "train.py --ckpt_folder reproduce_a --size 3" and len(values) == 8
+    assert shlex.join(STUDY.command("A", [1, 2, 3])) == "train.py --ckpt_folder reproduce_a --start_seed 1 --end_seed 3"
+
+
+def test_entries_of_other_values_do_not_count(monkeypatch):
+    """A YAML file may change while the command stays. Entries of older pages have no values."""
+    page = {"A": {"command": STUDY.key("A")}, "B": {"command": STUDY.key("B").partition("  # ")[0]}}
+    other = Config(train=replace(Config().train, learning_rate=0.5))
+    study = replace(STUDY, read_config=lambda _: other)
+    assert entry_of(page, "A", study.key("A")) == {} and entry_of(page, "B", study.key("B")) == page["B"]
+    moved = Config(run=replace(Config().run, output_dir=Path("elsewhere"), device="cuda"))
+    assert replace(STUDY, read_config=lambda _: moved).key("A") == STUDY.key("A")
+    new = replace(STUDY, before={"learning_rate": 0.5}, read_config=lambda _: other)
+    without = replace(STUDY, before={"learning_rate": Config().train.learning_rate})
+    assert new.key("A") == without.key("A"), "a flag that did not exist before has no part in its usual value"
+
+
+def test_a_page_shows_no_entry_of_another_command(tmp_path):
+    page = {"A": {"seeds": [1], "command": "other.py"}, "B": {"seeds": [1]}, "expert": {}}
+    (tmp_path / "page.json").write_text(json.dumps(page))
+    options = PageOptions(results_dir=tmp_path, seeds=(1,), models=("B",))
+    with pytest.raises(UserError, match="page.json: 'A' was made by another command than today's; name A in --models"):
+        kept_entries("page", STUDY, options)
+    assert kept_entries("page", STUDY, replace(options, models=("A", "B"))) == {"expert": {}}
 
 
 def test_commands_name_no_seed_that_was_not_measured():
