@@ -103,7 +103,13 @@ def page() -> ReturnsPage:
         title=ENVIRONMENT.name,
         seeds=(1, 2, 3),
         parts=[
-            Part(name=game.name, study=study(game), others=partial(of_players, game), command=data_command(game))
+            Part(
+                name=game.name,
+                study=study(game),
+                others=partial(of_players, game),
+                command=data_command(game),
+                ratio=game is not GAMES["Pong"],  # its returns may be negative
+            )
             for game in games
         ],
         data=DATA,

@@ -20,7 +20,7 @@ _BACKWARD, _OPTIMIZER = "autograd::engine::evaluate_function", "Optimizer.step"
 
 
 def kind_of(name: str) -> str:
-    """The kind of a PyTorch operation; "other" is autograd, Python and views."""
+    """The kind of a PyTorch operation; "rest" is autograd, Python and views."""
     if not name.startswith("aten::"):
         return "rest"
     words = name.removeprefix("aten::")

@@ -112,15 +112,17 @@ def test_forward_and_gradients_equal_the_cpu(mode, device):
 
 
 @pytest.mark.parametrize(
-    ("options", "close"),
-    [({}, 2e-3), ({"precision": "bf16"}, 0.05), ({"precision": "bf16", "attention": "fused"}, 0.05)],
+    ("options", "share"),
+    [({}, 0.02), ({"precision": "bf16"}, 0.2), ({"precision": "bf16", "attention": "fused"}, 0.2)],
     ids=["float32", "bf16", "fused in bf16"],
 )
-def test_twenty_steps_of_training_equal_the_cpu(options, close, device):
+def test_twenty_steps_of_training_equal_the_cpu(options, share, device):
+    """Up to a share of what these steps change: a model that learns nothing fails."""
     steps = 20 if device.type == "cuda" else 3
-    expected = losses(make_trainer(agent(), torch.device("cpu")), steps)
+    expected = np.array(losses(make_trainer(agent(), torch.device("cpu")), steps))
+    untrained = losses(make_trainer(agent(), torch.device("cpu"), learning_rate=1e-12), steps)
     found = losses(make_trainer(agent(), device, **options), steps)
-    np.testing.assert_allclose(found, expected, rtol=close, atol=close)
+    assert np.abs(found - expected).max() < share * np.abs(untrained - expected).max()
 
 
 @pytest.mark.timeout(900)  # eight compilations

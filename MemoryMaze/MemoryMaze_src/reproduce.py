@@ -27,7 +27,7 @@ from MemoryMaze.MemoryMaze_src.dataset import DATA
 from MemoryMaze.MemoryMaze_src.environment import ENVIRONMENT
 from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, player_returns
 from RATE_model.acting.controls import knock_out_memory, knock_out_part
-from RATE_model.acting.rollout import format_mean_and_error, mean_and_error
+from RATE_model.acting.rollout import format_mean_and_error
 from RATE_model.cli.controls_page import ControlsPage, Document, Entry
 from RATE_model.cli.reproduce import (
     PageOptions,
@@ -42,6 +42,7 @@ from RATE_model.cli.reproduce import (
 )
 from RATE_model.errors import UserError
 from RATE_model.plots import plot_bars
+from RATE_model.protocol.statistics import crossed_error
 
 Setting = Literal["fast", "more_data"]
 FAST = "MemoryMaze/MemoryMaze_src/config_fast.yaml"
@@ -169,19 +170,20 @@ class Page(ControlsPage):
         }
 
     def table(self, document: Document) -> str:
-        """Mean and standard error over all episodes, smallest and largest return."""
+        """Mean and standard error, smallest and largest return."""
         rows = []
         for label, entry in document.items():
-            values = np.concatenate(entry["returns"])
+            values = np.array(entry["returns"])
             spread = f"{values.min():g} to {values.max():g}"
-            mean = format_mean_and_error(*mean_and_error(values))
-            rows.append([label, mean, spread, len(values), PUBLISHED.get(label, "")])
+            rows.append(
+                [label, format_mean_and_error(*of_mazes(values)), spread, values.size, PUBLISHED.get(label, "")]
+            )
         rows += [[label, "", "", "", value] for label, value in PUBLISHED.items() if label not in document]
         return table(["", "balls found", "range", "episodes", "published"], rows)
 
     def draw(self, document: Document, path: Path) -> None:
         """Balls found by every player."""
-        bars = {label: mean_and_error(np.concatenate(entry["returns"])) for label, entry in document.items()}
+        bars = {label: of_mazes(np.array(entry["returns"])) for label, entry in document.items()}
         title = f"Memory Maze 9x9, {self.options.episodes} mazes, 1000 steps"
         plot_bars({label: {"return": bar} for label, bar in bars.items()}, path, ylabel="balls found", title=title)
 
@@ -192,8 +194,8 @@ class Page(ControlsPage):
         setting = "" if self.options.setting == "fast" else f" --setting {self.options.setting}"
         held = "; ".join(DATA.describe(path).partition(": ")[2] for path in self.data)
         return [
-            f"Balls found in 1000 steps, mean and standard error over the episodes of all seeds in {episodes} mazes "
-            f"that are not in the data, measured {origin(document)}. Target return "
+            f"Balls found in 1000 steps, mean and standard error over seeds and mazes: {episodes} mazes that are not "
+            f"in the data, the same for all seeds, measured {origin(document)}. Target return "
             f"{self.config.task.target_return:g}; the most probable actions are taken unless noted. Data: {held}.",
             self.table(document),
             self.differences(document),
@@ -237,17 +239,22 @@ class Page(ControlsPage):
             if {one, other} <= set(document)
         }
         rows = [
-            [*pair, format_mean_and_error(*mean_and_error(values)), len(values)]
+            [*pair, format_mean_and_error(*of_mazes(values)), values.size]
             for pair, values in more.items()
-            if len(values)
+            if values.size
         ]
         return table(["finds more", "than", "balls, in the same mazes", "episodes"], rows)
 
 
+def of_mazes(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean and standard error over seeds and mazes, from a value for each, (S, E)."""
+    return float(values.mean()), crossed_error(values)
+
+
 def paired(one: Entry, other: Entry) -> NDArray[np.float64]:
-    """How many more balls one player finds in the episodes that both played, all those of their common seeds."""
+    """How many more balls one player finds than another in each maze, with the seeds that both have, (S, E)."""
     first, second = of_seeds(one), of_seeds(other)
-    return np.array([np.subtract(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]).ravel()
+    return np.array([np.subtract(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())])
 
 
 def of_seeds(entry: Entry) -> dict[int, Sequence[float]]:

@@ -41,12 +41,14 @@ class Part:
         study: its runs.
         others: returns the entries of the data and of untrained players, by label; see `of_returns`.
         command: makes its data, as indented Markdown code. Empty if the study's own commands do.
+        ratio: whether returns are shown as multiples of the data's mean; for tasks whose returns are never negative.
     """
 
     name: str
     study: Study
     others: Callable[[], Mapping[str, Entry]]
     command: str = ""
+    ratio: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +120,13 @@ class ReturnsPage:
             [
                 label.removeprefix(beginning),
                 cell(entry["return"], self.digits),
-                f"{np.mean(entry['return']) / of_data:.2f}" if of_data > 0 else "",
+                *([f"{np.mean(entry['return']) / of_data:.2f}"] if part.ratio else []),
                 *(column(part.name, entry) for column in self.columns.values()),
             ]
             for label, entry in entries.items()
         ]
-        return table(["", self.unit, "times the data's mean", *self.columns], rows)
+        ratio = ["times the data's mean"] if part.ratio else []
+        return table(["", self.unit, *ratio, *self.columns], rows)
 
     def write(self, document: Mapping[str, Entry], options: StudyOptions) -> None:
         """Write the JSON file and the generated part of the page."""

@@ -34,7 +34,7 @@ class Batch:
     Attributes:
         observations: (B, T, ...) uint8 images or float32 vectors, or images as `Frames` or `FrameStack`.
         actions: (B, T) int64, or (B, T, A) float32; 0 in padding.
-        rtg: (B, T) float32 scaled returns-to-go; 0 in padding.
+        rtg: (B, T) float32 returns-to-go in units of reward; 0 in padding.
         valid: (B, T) bool, True on real steps.
         lengths: (B,) int64, real steps per window; kept on the CPU, so reading it never waits for a GPU.
         indices: (B,) int64, window numbers in the dataset; kept on the CPU.

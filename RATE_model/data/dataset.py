@@ -40,7 +40,6 @@ class WindowDataset(Dataset):
         files: the trajectory files, all with the same kind of observations and actions.
         windows: (W, 3) integer rows [file, start step, length].
         size: T, steps per padded window.
-        return_scale: returns-to-go are divided by it.
         pad: the side that is padded.
         blank: the observation, or a single number, that pads on the left; must be 0 for indexed images.
         in_memory: load all observations, or read them from disk; None loads up to 1 GiB, as distinct images if
@@ -61,7 +60,6 @@ class WindowDataset(Dataset):
         windows: np.ndarray,
         *,
         size: int,
-        return_scale: float = 1.0,
         pad: str = "right",
         blank: np.ndarray | float = 0,
         in_memory: bool | None = None,
@@ -79,7 +77,7 @@ class WindowDataset(Dataset):
                 raise UserError(f"'{self.files[0].path}' and '{file.path}' contain different kinds of data: {kinds}.")
         sizes = np.array([file.num_steps for file in self.files])
         self._offsets = np.cumsum(sizes) - sizes  # start of each file in the flat arrays
-        self._returns = np.concatenate([file.returns_to_go() for file in self.files]) / np.float32(return_scale)
+        self._returns = np.concatenate([file.returns_to_go() for file in self.files])
         self._actions = np.concatenate([file.actions for file in self.files])
         self._labels: np.ndarray | None = None
         if learn == "expert":

@@ -5,6 +5,7 @@
                               Agarwal et al. 2021 (arXiv 2108.13264)
     resampling n - 1 of n     Rao and Wu 1988; otherwise intervals of three seeds are a fifth too narrow
     widening by t / z         Hesterberg 2015, "expanded percentile interval"; otherwise they are narrower still
+    crossed standard error    two-way analysis of variance with random effects, Cornfield and Tukey 1956
 
 An interval describes what was resampled: an interval over episodes describes these agents in other episodes, an
 interval over seeds describes other seeds.
@@ -60,6 +61,23 @@ def interquartile_mean(samples: np.ndarray) -> np.ndarray:
 def mean(samples: np.ndarray) -> np.ndarray:
     """Mean over the last axis."""
     return samples.mean(-1)
+
+
+def crossed_error(values: np.ndarray) -> float:
+    """The standard error of the mean over seeds that play the same episodes, (S, E); NaN for a single value.
+
+    Other seeds and other episodes would give another mean, so both count. Pooling all values as if they were
+    independent would ignore that a good seed is good in all of its episodes. With a single seed, or a single episode,
+    only the other varies.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    seeds, episodes = values.shape
+    if 1 in values.shape:
+        return float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else float("nan")
+    of_seeds, of_episodes = values.mean(1, keepdims=True), values.mean(0, keepdims=True)
+    rest = ((values - of_seeds - of_episodes + values.mean()) ** 2).sum() / ((seeds - 1) * (episodes - 1))
+    variance = episodes * of_seeds.var(ddof=1) + seeds * of_episodes.var(ddof=1) - rest
+    return float(np.sqrt(max(variance, rest) / values.size))
 
 
 def performance_profile(thresholds: np.ndarray) -> Statistic:

@@ -304,7 +304,7 @@ class RelativeAttention(nn.Module):
         return self.dropout(attended), probabilities
 
     def blocks(self, states: Tensor, folded: Folded, pieces: list[Piece]) -> Tensor:
-        """What `forward` returns first, of all rows, by `blocks`.
+        """The attention output of all query tokens, `(B, r, d_model)`, by `BlockAttention`.
 
         Args:
             states: `(B, k, d_model)`, attention inputs of cache and segment.
@@ -330,7 +330,7 @@ class RelativeAttention(nn.Module):
         cos: Tensor,
         wrap: Tensor | None = None,
     ) -> Tensor:
-        """What `forward` returns first, of all rows in one piece: more arithmetic in far fewer kernels.
+        """The attention output of all query tokens in one piece, `(B, r, d_model)`: more arithmetic, far fewer kernels.
 
         Args:
             queries: of `rows`.
@@ -358,7 +358,9 @@ class RelativeAttention(nn.Module):
     def fused(
         self, queries: Queries, keys: Keys, folded: Folded, *, sin: Tensor, cos: Tensor, bias: Tensor | None
     ) -> Tensor:
-        """What `forward` returns first, by PyTorch's fused attention, which never holds the scores; args as there.
+        """The attention output `(B, r, d_model)` by PyTorch's fused attention, which never stores the scores.
+
+        Arguments as for `forward`.
 
         Content and position are one inner product, of [content; rotated position] and [state; cos, sin].
         """

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from RATE_model.memories.rate.dropout import scaled_mask
 from RATE_model.memories.rate.layout import Layout
-from RATE_model.memories.rate.wrap_around import shifted, unshifted
+from RATE_model.memories.rate.wrap_around import right_of_self, shifted, unshifted
 from RATE_model.system.products import linear
 
 # Columns of a piece end at multiples of this.
@@ -103,11 +103,6 @@ class Piece:
         """Where the rows of a block of memory tokens are among the columns."""
         first = self.farthest - self.ahead - self.spread
         return slice(first, first + self.count)
-
-    @property
-    def right(self) -> Tensor:
-        """Which of `own` lie to the right of a row: bool, to compare with `(B, r, n_head, r)`."""
-        return torch.ones(self.count, self.count, dtype=torch.bool).triu(1)[:, None]
 
     def tokens(self, states: Tensor) -> Tensor:
         """The rows of `states` `(B, k, d)`: a view `(B, r, d)`."""
@@ -304,8 +299,9 @@ class BlockAttention(torch.autograd.Function):
                 by_column.copy_(of_scores)
                 of_tokens = linear(of_block, queries_weight.t())
                 if wrapped is not None:
-                    by_column[..., piece.own].masked_fill_(piece.right, 0)
-                    far = unshifted(of_scores[..., piece.own] * piece.right).reshape(len(tokens), -1)
+                    right = right_of_self(piece.count)
+                    by_column[..., piece.own].masked_fill_(right, 0)
+                    far = unshifted(of_scores[..., piece.own] * right).reshape(len(tokens), -1)
                     of_tokens += linear(far, wrapped.t())
                     piece.wrapped(of_weight, farthest).add_(linear(far.t(), tokens.t()).unflatten(0, (piece.heads, -1)))
                     piece.wrapped(of_bias, farthest).add_(far.sum(0).view(piece.heads, -1))
@@ -338,7 +334,7 @@ def _look(tokens: Tensor, keys: Tensor, weights: list[Tensor], piece: Piece) -> 
     if piece.wrap is not None:
         own = scores[..., piece.own]
         far = shifted(linear(tokens, *weights[4:]).view(own.shape))
-        own.copy_(torch.where(piece.right, far, own))
+        own.copy_(torch.where(right_of_self(piece.count), far, own))
     scores = scores.view(*queries.shape[:2], piece.width)
     return queries, scores.baddbmm_(queries, keys.transpose(1, 2)).softmax(-1)
 

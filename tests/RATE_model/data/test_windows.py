@@ -110,12 +110,12 @@ def test_an_empty_side_of_a_split_is_an_error(tmp_path):
         split_episodes(whole_episodes(0, file), [file], fraction=0.8, seed=0)
 
 
-def obvious_batch(files, rows, size, return_scale, pad):
+def obvious_batch(files, rows, size, pad):
     """Windows one by one, in lists."""
     observations, actions, rtg, valid = [], [], [], []
     for index, start, length in rows.tolist():
         o, a = files[index].read(start, start + length)
-        r = files[index].returns_to_go()[start : start + length] / return_scale
+        r = files[index].returns_to_go()[start : start + length]
         missing = size - length
         o_pad = np.repeat(o[-1:] if pad == "right" else np.zeros_like(o[:1]), missing, axis=0)
         a_pad, r_pad = np.zeros((missing, *a.shape[1:]), a.dtype), np.zeros(missing)
@@ -135,10 +135,10 @@ def obvious_batch(files, rows, size, return_scale, pad):
 def test_batches_equal_an_obvious_loop(tmp_path, in_memory, pad, shape, dtype, action_shape):
     files = [make_file(tmp_path / f"{i}.h5", LENGTHS + i, shape, dtype, action_shape, seed=i) for i in range(2)]
     windows = np.concatenate([whole_episodes(0, files[0]), strided_windows(1, files[1], 3, 2)])
-    dataset = WindowDataset(files, windows, size=12, return_scale=2.0, pad=pad, in_memory=in_memory)
+    dataset = WindowDataset(files, windows, size=12, pad=pad, in_memory=in_memory)
     indices = np.random.default_rng(0).permutation(len(windows))[:9].tolist()
     batch = dataset.__getitems__(indices)
-    observations, actions, rtg, valid = obvious_batch(files, windows[indices], 12, 2.0, pad)
+    observations, actions, rtg, valid = obvious_batch(files, windows[indices], 12, pad)
     assert batch.observations.dtype == (torch.uint8 if dtype == "uint8" else torch.float32)
     assert batch.actions.dtype == (torch.float32 if action_shape else torch.int64)
     assert batch.rtg.dtype == torch.float32 and batch.valid.dtype == torch.bool

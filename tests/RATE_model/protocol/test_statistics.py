@@ -5,6 +5,7 @@ import pytest
 
 from RATE_model.protocol.statistics import (
     bootstrap,
+    crossed_error,
     interquartile_mean,
     mean,
     mean_ranks,
@@ -106,3 +107,21 @@ def test_bootstrap_intervals_over_episodes_contain_the_truth():
     outcomes = np.random.default_rng(0).binomial(5, [[0.6], [0.8], [0.9]], size=(1000, 3, 100)) / 5
     intervals = [bootstrap(list(sample), mean, resamples=400, seed=n) for n, sample in enumerate(outcomes)]
     assert 0.93 <= covered(intervals, 2.3 / 3) <= 0.97
+
+
+def test_crossed_error_counts_seeds_and_episodes():
+    """Against the spread of the mean when seeds and episodes are drawn again, many times."""
+    rng, found = np.random.default_rng(0), []
+    for of_seeds, of_episodes in ((2.0, 0.0), (0.0, 2.0), (1.0, 1.0), (0.0, 0.0)):
+        draws = (
+            of_seeds * rng.normal(size=(4000, 5, 1))
+            + of_episodes * rng.normal(size=(4000, 1, 10))
+            + rng.normal(size=(4000, 5, 10))
+        )
+        errors = np.array([crossed_error(values) for values in draws])
+        found.append(np.sqrt((errors**2).mean()) / draws.mean((1, 2)).std())
+    np.testing.assert_allclose(found[:3], 1, atol=0.05)
+    assert 1 <= found[3] < 1.2, "a variance is never below that of independent values"
+    row = rng.normal(size=10)
+    assert crossed_error(row[None]) == crossed_error(row[:, None]) == pytest.approx(row.std(ddof=1) / np.sqrt(10))
+    assert np.isnan(crossed_error(np.ones((1, 1))))
