@@ -227,7 +227,7 @@ def time_training(options: Options, device: torch.device, setting: Setting) -> I
         trainer = Trainer(
             make_model(setting.sizes, weights, setting.spec).to(device), trained, Schedule(0, None, 0, 1.0)
         )
-        trainer.recorded = trainer.recorded_passes() if "graph" in how else None
+        trainer.captured = trainer.captured_passes() if "graph" in how else None
         return lambda: trainer.train_batch(batch)
 
     def plain() -> Callable[[], object]:
@@ -245,7 +245,7 @@ def time_training(options: Options, device: torch.device, setting: Setting) -> I
                 with torch.device(device) if is_plain else nullcontext():
                     run = plain() if is_plain else ours(*step)
                     started = time.perf_counter()
-                    for _ in range(5):  # the third call is recorded
+                    for _ in range(5):  # the third call is captured
                         run()
                 wait_for(device)
                 row["warm_up_s"] = time.perf_counter() - started
@@ -262,13 +262,13 @@ def time_training(options: Options, device: torch.device, setting: Setting) -> I
         yield row
 
 
-def time_acting(options: Options, device: torch.device, *, record: bool) -> dict[str, Any]:
-    """Seconds of a step of 1000 T-Maze episodes at once, averaged over segments; `record` as in `Actor`."""
+def time_acting(options: Options, device: torch.device, *, cuda_graphs: bool) -> dict[str, Any]:
+    """Seconds of a step of 1000 T-Maze episodes at once, averaged over segments; `cuda_graphs` as in `Actor`."""
     config = settings(options)["T-Maze"].sizes
     meta = make_meta(config, batch_size=1, segments=1)
     model = make_model(config, reference.random_weights(meta, seed=1)).to(device).eval()
     episodes = 10 if options.tiny else 1000
-    actor = Actor(model, episodes, 1.0, record=record)
+    actor = Actor(model, episodes, 1.0, cuda_graphs=cuda_graphs)
     generator = np.random.default_rng(0)
     seen = generator.standard_normal((config.context_length, episodes, *SPEC.observation_shape), dtype=np.float32)
     rewards = np.zeros(episodes, dtype=np.float32)
@@ -277,10 +277,10 @@ def time_acting(options: Options, device: torch.device, *, record: bool) -> dict
         for observations in seen:
             actor.act(observations, rewards)
 
-    for _ in range(5 if record else 1):  # the third is recorded
+    for _ in range(5 if cuda_graphs else 1):  # the third is captured
         segment()
     found = timed(segment, device, min(5, options.rounds))
-    how = "graph" if record else "eager"
+    how = "graph" if cuda_graphs else "eager"
     return {"how": how, "episodes": episodes, **common.summary([s / config.context_length for s in found["seconds"]])}
 
 
@@ -395,8 +395,8 @@ def check(options: Options) -> int:
                     save()
                 good &= not any("error" in row for row in rows)
             result["acting"] = []
-            for record in (False, True):
-                result["acting"].append(attempt(partial(time_acting, options, device, record=record)))
+            for cuda_graphs in (False, True):
+                result["acting"].append(attempt(partial(time_acting, options, device, cuda_graphs=cuda_graphs)))
                 save()
             good &= not any("error" in row for row in result["acting"])
         else:

@@ -26,11 +26,11 @@ from RATE_model.data.batch import Batch
 from RATE_model.memories import MEMORIES, MODES
 from RATE_model.memories.rate import stepper
 from RATE_model.objectives.cloning import cloning_loss
-from RATE_model.system.graphs import Graphs, record
+from RATE_model.system.graphs import Graphs, capture_graph
 from RATE_model.system.interrupts import Interrupted
 from RATE_model.training import trainer as training
+from RATE_model.training.captured import CapturedPasses
 from RATE_model.training.optimization import Schedule
-from RATE_model.training.recorded import RecordedPasses
 from RATE_model.training.trainer import Trainer
 from tests.interruptions import stopped_after
 from tests.RATE_model.memories.test_contract import Case
@@ -141,8 +141,8 @@ def test_compiled_training_equals_eager(attention, device):
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
 
 
-def record_on_cpu(function, inputs, pool):
-    """Simulates `record` without a GPU: inputs are held, and a call overwrites what the last one returned."""
+def capture_on_cpu(function, inputs, pool):
+    """Simulates `capture_graph` without a GPU: inputs are held, and a call overwrites what the last one returned."""
     held, returned = [value.clone() for value in inputs], []
 
     def replay(*values):
@@ -159,12 +159,12 @@ def record_on_cpu(function, inputs, pool):
     return replay
 
 
-def record_passes(trainer: Trainer) -> None:
+def capture_passes(trainer: Trainer) -> None:
     """What --compile true does on a GPU, without the compiler; on a CPU with a substitute for graphs."""
     cuda = trainer.model.device.type == "cuda"
-    graphs = Graphs(recorder=None if cuda else record_on_cpu)
+    graphs = Graphs(capture=None if cuda else capture_on_cpu)
     parameters = trainer.model.ordered_parameters()
-    trainer.recorded = RecordedPasses(trainer.model, parameters, trainer.options.precision, graphs)
+    trainer.captured = CapturedPasses(trainer.model, parameters, trainer.options.precision, graphs)
 
 
 @pytest.mark.parametrize(
@@ -179,31 +179,31 @@ def record_passes(trainer: Trainer) -> None:
     ],
     ids=str,
 )
-def test_recorded_training_equals_eager(mode, options, device):
+def test_captured_training_equals_eager(mode, options, device):
     expected = losses(make_trainer(agent(mode), torch.device("cpu"), **options), 6)
     trainer = make_trainer(agent(mode), device, **options)
-    record_passes(trainer)
+    capture_passes(trainer)
     found = losses(trainer, 6)
-    assert trainer.recorded.graphs.recorded
+    assert trainer.captured.graphs.captured
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
 
 
-def test_recorded_dropout_draws_new_masks(device):
+def test_captured_dropout_draws_new_masks(device):
     """The same batch twice, with a learning rate of zero."""
     trainer = make_trainer(agent(dropatt=0.5), device, learning_rate=0.0)
-    record_passes(trainer)
+    capture_passes(trainer)
     found = [float(trainer.train_batch(given(make_batch(), device))["train_loss"]) for _ in range(6)]
     assert len(set(found)) == 6
 
 
 def test_batches_that_no_graph_suits_are_trained_without(capsys, device):
     trainer = make_trainer(agent(), device)
-    record_passes(trainer)
+    capture_passes(trainer)
     batch = make_batch()
     padded = replace(batch, valid=batch.valid.flip(1))
     for _ in range(4):
         assert torch.isfinite(trainer.train_batch(given(padded, device))["train_loss"])
-    assert not trainer.recorded.graphs.recorded
+    assert not trainer.captured.graphs.captured
     assert capsys.readouterr().out.count("no CUDA graph: windows are padded before their first step") == 1
 
 
@@ -256,11 +256,17 @@ def played(
 
 
 def assert_plays_as_on_the_cpu(
-    model: Agent, device: torch.device, *, record: bool = False, precision: str = "32", close: float = CLOSE, **moments
+    model: Agent,
+    device: torch.device,
+    *,
+    cuda_graphs: bool = False,
+    precision: str = "32",
+    close: float = CLOSE,
+    **moments,
 ) -> None:
     actions: list[np.ndarray] = []
     expected = played(model, torch.device("cpu"), actions, **moments)
-    found = played(model, device, actions, record=record, precision=precision, **moments)
+    found = played(model, device, actions, cuda_graphs=cuda_graphs, precision=precision, **moments)
     for one, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, wanted, rtol=close, atol=close)
 
@@ -274,33 +280,33 @@ def test_acting_equals_the_cpu(mode, device):
 
 @pytest.mark.parametrize(("precision", "close"), [("32", CLOSE), ("bf16", 0.05)])
 @pytest.mark.parametrize("mode", ["RATE", "TrXL", "DT"])
-def test_recorded_acting_equals_the_cpu(mode, precision, close, device, monkeypatch):
-    recordings: list[int] = []
+def test_captured_acting_equals_the_cpu(mode, precision, close, device, monkeypatch):
+    captured: list[int] = []
 
-    def recorder(function, inputs, pool):
-        recordings.append(len(inputs[0]))
-        return (record if device.type == "cuda" else record_acting_on_cpu)(function, inputs, pool)
+    def capture(function, inputs, pool):
+        captured.append(len(inputs[0]))
+        return (capture_graph if device.type == "cuda" else capture_acting_on_cpu)(function, inputs, pool)
 
-    monkeypatch.setattr(stepper, "graphs_on", lambda device, **options: Graphs(recorder=recorder, **options))
+    monkeypatch.setattr(stepper, "graphs_on", lambda device, **options: Graphs(capture=capture, **options))
     moments = {"steps": 9 * K, "keep": (4 * K + 1, np.arange(ROWS)[::-1].copy()), "reset_at": 8 * K}
     model = agent(mode).eval()
-    assert_plays_as_on_the_cpu(model, device, record=True, precision=precision, close=close, **moments)
-    assert recordings
+    assert_plays_as_on_the_cpu(model, device, cuda_graphs=True, precision=precision, close=close, **moments)
+    assert captured
 
 
-def test_recordings_are_forgotten_when_buffers_move(monkeypatch):
-    graphs = Graphs(recorder=record_acting_on_cpu)
+def test_graphs_are_forgotten_when_buffers_move(monkeypatch):
+    graphs = Graphs(capture=capture_acting_on_cpu)
     monkeypatch.setattr(stepper, "graphs_on", lambda *_, **__: graphs)
-    actor = Actor(agent().eval(), ROWS, 1.0, record=True)
+    actor = Actor(agent().eval(), ROWS, 1.0, cuda_graphs=True)
     for _ in range(4 * K):
         actor.act(np.zeros((ROWS, 4), np.float32))
-    assert graphs.recorded
+    assert graphs.captured
     actor.keep(np.arange(ROWS)[::-1].copy())
-    assert not graphs.recorded
+    assert not graphs.captured
 
 
-def record_acting_on_cpu(function, inputs, pool):
-    """As `record_on_cpu`, for functions of one tensor that return another."""
+def capture_acting_on_cpu(function, inputs, pool):
+    """As `capture_on_cpu`, for functions of one tensor that return another."""
     held = [value.clone() for value in inputs]
     result = torch.full_like(function(*held), torch.nan)
 
@@ -372,7 +378,7 @@ def no_reads(trainer: Trainer) -> Iterator[None]:
         ("RATE", {"precision": "bf16", "bptt_segments": 0, "action_noise": 0.1}),
         ("RATE", {"attention": "whole"}),  # on a GPU the default, here not
         ("RATE", {"attention": "fused"}),
-        ("RATE", {"attention": "whole", "recorded": True}),
+        ("RATE", {"attention": "whole", "captured": True}),
         ("TrXL", {}),
         ("DT", {"accumulate": 2}),
         ("GRU", {}),
@@ -380,12 +386,12 @@ def no_reads(trainer: Trainer) -> Iterator[None]:
     ids=str,
 )
 def test_a_training_step_never_waits_for_the_device(mode, options, device):
-    recorded = options.get("recorded", False)
-    trainer = make_trainer(agent(mode), device, **{n: value for n, value in options.items() if n != "recorded"})
-    if recorded:
-        record_passes(trainer)
+    captured = options.get("captured", False)
+    trainer = make_trainer(agent(mode), device, **{n: value for n, value in options.items() if n != "captured"})
+    if captured:
+        capture_passes(trainer)
     batches = [given(make_batch(seed), device) for seed in range(7)]
-    for batch in batches[:4]:  # masks are made and copied once, graphs recorded
+    for batch in batches[:4]:  # masks are made and copied once, graphs captured
         trainer.train_batch(batch)
     with no_reads(trainer):
         for batch in batches[4:]:

@@ -40,7 +40,7 @@ class Actor:
         transform_memory: applied to the memory before every segment except an episode's first, as
             `transform(memory, initial_memory)`; for control experiments, see `RATE_model.acting.controls`.
         precision: "32", "bf16" or "auto"; see `uses_bfloat16`.
-        record: on a GPU, record steps as CUDA graphs, which pays off in episodes of many segments; RATE and its
+        cuda_graphs: on a GPU, capture steps as CUDA graphs, which pays off in episodes of many segments; RATE and its
             relatives only.
 
     Raises:
@@ -63,7 +63,7 @@ class Actor:
         rtg_floor: float | None = None,
         transform_memory: MemoryTransform | None = None,
         precision: str = "32",
-        record: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         if agent.training:
             raise ValueError("the model is in training mode, with dropout on: call model.eval() before acting")
@@ -86,7 +86,7 @@ class Actor:
         self._fresh = np.ones(batch_size, dtype=bool)  # rows at the start of an episode
         self._logits: Tensor | None = None  # of the last step
         dtype = torch.bfloat16 if uses_bfloat16(self._device, precision) else agent.encoder.parameter_dtype
-        options = StepOptions(window=window, slide=slide, transform=transform_memory, record=record)
+        options = StepOptions(window=window, slide=slide, transform=transform_memory, cuda_graphs=cuda_graphs)
         with torch.inference_mode(), autocast(self._device, precision):
             self._stepper = agent.memory.stepper(batch_size, options, dtype)
         _check_finite("target_return", target_return)  # None too: nothing was asked for before

@@ -31,7 +31,7 @@ class Acting:
     rtg_floor: float | None = None
     transform_memory: MemoryTransform | None = None
     precision: str = "32"
-    record: bool = False
+    cuda_graphs: bool = False
 
     def actor(self, agent: Agent, rows: int, *, first: int = 0) -> Actor:
         """An actor for ``rows`` environments; `first` separates the random draws of an evaluation's actors."""

@@ -196,7 +196,7 @@ def evaluation_of(
         "targets": environment.target_returns(flags),
         "episodes": asked.get("episodes", 100),
         "precision": asked.get("precision", "32"),
-        "record": bool(flags.get("compile")),
+        "cuda_graphs": bool(flags.get("compile")),
     }
     return Evaluation(environment, agent, options, cases=cases, run=run, **given | changes)
 
@@ -290,7 +290,7 @@ def main(environment: Environment, argv: Sequence[str] | None = None) -> None:
             episodes=common.episodes,
             seed=common.seed,
             precision=common.precision,
-            record=bool(recorded.get("compile")),
+            cuda_graphs=bool(recorded.get("compile")),
             transform_memory=knock_out_memory if common.knock_out else None,
             run=run_of(checkpoint.absolute()),
         )

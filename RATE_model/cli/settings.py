@@ -290,7 +290,7 @@ class TrainOptions(Ranged):
     calibrate: Boolean = False
     # 32: float32; bf16: products in bfloat16; auto: bfloat16 if the device has hardware for it
     precision: Precision = "32"
-    # Compile the model; on a GPU also record training and acting as CUDA graphs. Pays off in long runs
+    # Compile the model; on a GPU also capture training and acting as CUDA graphs. Pays off in long runs
     compile: Boolean = False
     # How the RATE family computes attention in training: auto (by device and size), shared, blocks (a CPU only), whole
     # (GPUs) or fused (GPUs, long segments). Results differ by rounding; see docs/speed.md

@@ -102,7 +102,7 @@ class Evaluation:
         cases: lengths, sizes, ...; `(None,)` if there are none.
         episodes: per case and target.
         seed: for sampled actions.
-        precision, record: see `Actor`.
+        precision, cuda_graphs: see `Actor`.
         transform_memory: default memory transform of `play`.
         run: directory of the agent's run; None: it has none.
     """
@@ -115,7 +115,7 @@ class Evaluation:
     episodes: int = 100
     seed: int = 0
     precision: str = "32"
-    record: bool = False
+    cuda_graphs: bool = False
     transform_memory: MemoryTransform | None = None
     run: Path | None = None
     # Of this evaluation alone: `dataclasses.replace` starts with nothing played
@@ -455,7 +455,7 @@ class Environment(ABC):
             slide=options.slide,
             seed=evaluation.seed,
             precision=evaluation.precision,
-            record=evaluation.record,
+            cuda_graphs=evaluation.cuda_graphs,
         )
 
     def player(self, evaluation: Evaluation, actor: BatchActor) -> BatchActor:

@@ -261,13 +261,13 @@ class StepOptions:
         window: attend to the last K steps at every step, across segment borders; for memories that see K steps at once.
         slide: how many of the oldest steps leave a full window at once.
         transform: applied to the memory whenever a segment of K steps is full, before the next one starts.
-        record: on a GPU, record steps as CUDA graphs; for memories that can. See `RATE_model.system.graphs`.
+        cuda_graphs: on a GPU, capture steps as CUDA graphs; for memories that can. See `RATE_model.system.graphs`.
     """
 
     window: bool = False
     slide: int = 1
     transform: MemoryTransform | None = None
-    record: bool = False
+    cuda_graphs: bool = False
 
 
 class Stepper(ABC):
@@ -306,7 +306,7 @@ class Memory(nn.Module, ABC):
         has_forms: whether `attention` has an effect.
         trains_encoders: False for a memory without gradients; encoders keep their initial weights.
         keeps_data: True for a memory that stores training data; call its `store_shown` after every window.
-        recordable: True if `decide` on valid steps neither reads from a GPU nor copies to it (for CUDA graphs).
+        capturable: True if `decide` on valid steps neither reads from a GPU nor copies to it (for CUDA graphs).
     """
 
     sees_actions: ClassVar[bool] = True
@@ -314,7 +314,7 @@ class Memory(nn.Module, ABC):
     has_forms: ClassVar[bool] = False
     trains_encoders: ClassVar[bool] = True
     keeps_data: ClassVar[bool] = False
-    recordable: ClassVar[bool] = False
+    capturable: ClassVar[bool] = False
 
     def __init__(self, config: MemoryConfig) -> None:
         super().__init__()

@@ -21,8 +21,8 @@ from RATE_model.system import distributed
 from RATE_model.system.freed_memory import keep_freed_memory
 from RATE_model.system.graphs import graphs_on
 from RATE_model.system.precision import autocast
+from RATE_model.training.captured import CapturedPasses
 from RATE_model.training.optimization import RisingCosine, Schedule, make_optimizer
-from RATE_model.training.recorded import RecordedPasses
 from RATE_model.training.stored_states import StoredStates
 
 # Steps of a window of trajectories, counted from its start, with the states before them.
@@ -155,13 +155,13 @@ class Trainer:
             self._parameters += list(auxiliary.parameters())
             distributed.broadcast(list(auxiliary.state_dict().values()))
         self.step = 0
-        self._said_unrecorded = False
+        self._said_uncaptured = False
         self._metrics, self._transform = metrics, transform
         self._crash_directory = crash_directory
         model.memory.attention = options.attention
         if options.compile:
             model.memory.compile()
-        self.recorded = self.recorded_passes() if options.compile else None
+        self.captured = self.captured_passes() if options.compile else None
         self._copies = DeviceCopies(model.device)
         # The position (stage, epoch, batch), for crash records.
         self.position: dict[str, int] = {}
@@ -181,18 +181,18 @@ class Trainer:
     def end_stage(self) -> None:
         """Call when other windows follow: their states replace these."""
         self._stored = self._resumed = None
-        if self.recorded is not None:
-            self.recorded.graphs.clear()  # other windows have other shapes
+        if self.captured is not None:
+            self.captured.graphs.clear()  # other windows have other shapes
 
-    def recorded_passes(self) -> RecordedPasses | None:
-        """For `recorded`: passes recorded as CUDA graphs; None without a GPU, or, with a line that says why, if they
-        cannot be recorded."""
+    def captured_passes(self) -> CapturedPasses | None:
+        """For `captured`: passes captured as CUDA graphs; None without a GPU, or, with a line that says why, if they
+        cannot be captured."""
         graphs = graphs_on(self.model.device)
         if graphs is None:
             return None
         reason = (
             "this memory reads from the GPU while it trains"
-            if not self.model.memory.recordable
+            if not self.model.memory.capturable
             else "there are auxiliary objectives"
             if self.auxiliary is not None
             else "windows start with stored states or a burn-in"
@@ -200,15 +200,15 @@ class Trainer:
             else None
         )
         if reason is None:
-            return RecordedPasses(self.model, self._parameters, self.options.precision, graphs)
-        self._say_unrecorded(reason)
+            return CapturedPasses(self.model, self._parameters, self.options.precision, graphs)
+        self._say_uncaptured(reason)
         return None
 
-    def _say_unrecorded(self, reason: str) -> None:
+    def _say_uncaptured(self, reason: str) -> None:
         """Once: why passes do not run as CUDA graphs."""
-        if not self._said_unrecorded and distributed.is_first():
+        if not self._said_uncaptured and distributed.is_first():
             print(f"--compile true: no CUDA graph: {reason}", flush=True)
-        self._said_unrecorded = True
+        self._said_uncaptured = True
 
     def train_batch(self, batch: Batch) -> dict[str, Tensor]:
         """Train on one batch, given on the CPU; returns scalars on the device: `train_loss`, `grad_norm`, `lr` and
@@ -227,7 +227,7 @@ class Trainer:
         batch = self._copies(batch)
         if self._transform is not None:
             batch = self._transform(batch)
-        recorded = self._recorded_for(batch, valid)
+        captured = self._captured_for(batch, valid)
         shown = self._shown(batch.actions)
         parts = self._parts(len(valid))
         states = self._first_states(batch, parts)
@@ -247,8 +247,8 @@ class Trainer:
             with torch.set_grad_enabled(count > 0):  # without a loss, the window only updates the state
                 for number, rows in enumerate(parts):
                     share = float(learned[rows, window].sum()) / max(count, 1)
-                    if recorded is not None and count:
-                        found = recorded.run(batch, shown, rows, window, states[number], share)
+                    if captured is not None and count:
+                        found = captured.run(batch, shown, rows, window, states[number], share)
                         self._add_gradients(found.gradients, keep=len(parts) == 1)
                         part_loss, part_logits, states[number], passed = found.loss, found.logits, found.state, []
                     else:
@@ -275,11 +275,11 @@ class Trainer:
                 result |= _means(self._metrics(torch.cat(logits, dim=1), batch), batch.real_rows)
         return result
 
-    def _recorded_for(self, batch: Batch, valid: Tensor) -> RecordedPasses | None:
-        """`recorded`, if it suits this batch, whose valid steps `(B, T)` are on the CPU."""
-        if self.recorded is None or (reason := self.recorded.unsuited(batch, valid)) is None:
-            return self.recorded
-        self._say_unrecorded(reason)
+    def _captured_for(self, batch: Batch, valid: Tensor) -> CapturedPasses | None:
+        """`captured`, if it suits this batch, whose valid steps `(B, T)` are on the CPU."""
+        if self.captured is None or (reason := self.captured.unsuited(batch, valid)) is None:
+            return self.captured
+        self._say_uncaptured(reason)
         return None
 
     def _add_gradients(self, gradients: Sequence[Tensor | None], *, keep: bool) -> None:

@@ -116,7 +116,7 @@ def test_the_published_protocol_is_the_default(giving, actors):
     for options, shown in actors:
         assert options == dict(
             target_return=18.1, rtg_floor=None, greedy=False, slide=1, transform_memory=None, precision="32",
-            window=False, reset_target=False, record=False,
+            window=False, reset_target=False, cuda_graphs=False,
         )  # fmt: skip
         np.testing.assert_allclose(np.array(shown)[:, 0], 18.1 - np.arange(9), rtol=1e-5)
     assert played.returns.tolist() == [9, 9, 9] and played.lengths.tolist() == [9, 9, 9]

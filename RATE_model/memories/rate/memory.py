@@ -59,7 +59,7 @@ class RATE(Memory):
 
     can_slide = True
     has_forms = True
-    recordable = True
+    capturable = True
     config: RATEConfig
     layers: Sequence[DecoderLayer]
 
@@ -423,7 +423,7 @@ class _Places:
 def _groups(layout: Layout, device: torch.device, last: bool, whole: bool = False) -> list[RowGroup]:
     """Row groups are the same for every layer and batch, so their masks are made once per layout and device.
 
-    They are never dropped: recorded CUDA graphs read them.
+    They are never dropped: captured CUDA graphs read them.
     """
     return layout.groups(device, last=last, whole=whole)
 

@@ -85,7 +85,7 @@ class SegmentStepper(Stepper):
         self._by_distance = [ActingAttention(*layer.for_blocks()) for layer in folded]
         # Of rows that are all at the same step of their segments.
         self._plans: dict[Hashable, _Plan] = {}
-        self._graphs = graphs_on(self._device, most=_GRAPHS) if options.record else None
+        self._graphs = graphs_on(self._device, most=_GRAPHS) if options.cuda_graphs else None
         self._inputs = self._buffers()
         # The cache holds raw hidden states; only the reordered layers attend to something else.
         reordered = memory.layers[0].reordered and config.mem_len > 0

@@ -1,4 +1,4 @@
-"""Forward and backward passes recorded as CUDA graphs, one by shape of a window."""
+"""Forward and backward passes captured as CUDA graphs, one by shape of a window."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from RATE_model.system.precision import autocast
 
 
 @dataclass(frozen=True)
-class Passed:
+class PassOutput:
     """The result of a pass: loss `()`, logits, the state after the window, and gradients, None where there are none.
 
     The next pass may overwrite the gradients, and nothing else.
@@ -26,17 +26,17 @@ class Passed:
     gradients: list[Tensor | None]
 
 
-class RecordedPasses:
+class CapturedPasses:
     """Losses and gradients of behaviour cloning.
 
     All rows run in every segment, padding included, so shapes do not depend on lengths. Padding on the right changes
     neither loss nor gradients, because `Batch.valid` masks the loss; other padding is refused by `unsuited`.
 
     Args:
-        model: its memory must be `recordable`.
+        model: its memory must be `capturable`.
         parameters: what to compute gradients of.
         precision: see `RATE_model.system.precision`.
-        graphs: where passes are recorded.
+        graphs: where passes are captured.
     """
 
     def __init__(self, model: Agent, parameters: Sequence[Tensor], precision: str, graphs: Graphs) -> None:
@@ -44,7 +44,7 @@ class RecordedPasses:
 
     @staticmethod
     def unsuited(batch: Batch, valid: Tensor) -> str | None:
-        """Why the windows of a batch cannot be recorded; None if they can. `valid` `(B, T)` is on the CPU."""
+        """Why the windows of a batch cannot be captured; None if they can. `valid` `(B, T)` is on the CPU."""
         if not isinstance(batch.observations, Tensor):
             return "steps share images"
         if batch.infos is not None:
@@ -53,25 +53,25 @@ class RecordedPasses:
 
     def run(
         self, batch: Batch, shown: Tensor, rows: slice, window: slice, state: AgentState | None, share: float
-    ) -> Passed:
+    ) -> PassOutput:
         """Loss, times `share`, and gradients of some rows of a window; arguments as in `Trainer`."""
         steps = (batch.observations, shown, batch.rtg, batch.targets, batch.valid)
         inputs = [tensor[rows, window] for tensor in steps if isinstance(tensor, Tensor)]
         inputs.append(torch.full((), share, device=batch.rtg.device))
         moving, fixed = _split(state)
 
-        def function(*values: Tensor) -> Passed:
+        def function(*values: Tensor) -> PassOutput:
             observations, actions, rtg, targets, valid, weight, *before = values
             everything = torch.ones(rtg.shape, dtype=torch.bool)  # on the CPU, where it decides which rows run
             with autocast(self._model.device, self._precision):
                 logits, after = self._model(observations, actions, rtg, everything, _joined(state, before))
                 loss = cloning_loss(self._model.spec, logits, targets, valid) * weight
             gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-            return Passed(loss.detach(), logits.detach(), after.detach(), list(gradients))
+            return PassOutput(loss.detach(), logits.detach(), after.detach(), list(gradients))
 
-        passed = self.graphs.run(fixed, function, *inputs, *moving)
-        kept = passed.loss.clone(), passed.logits.clone(), passed.state.map(Tensor.clone)
-        return Passed(*kept, passed.gradients)
+        output = self.graphs.run(fixed, function, *inputs, *moving)
+        kept = output.loss.clone(), output.logits.clone(), output.state.map(Tensor.clone)
+        return PassOutput(*kept, output.gradients)
 
 
 def _split(state: AgentState | None) -> tuple[list[Tensor], tuple]:
