@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,31 @@ from RATE_model.training.optimization import RisingCosine, Schedule, make_optimi
 from RATE_model.training.stored_states import StoredStates
 
 # Steps of a window of trajectories, counted from its start, with the states before them.
-_Left = list[tuple[int, AgentState]]
-
+_BorderStates = list[tuple[int, AgentState]]
 
 # (logits (B, T, A), batch) -> batch metrics on the device: means over its trajectories, or `Share`.
 BatchMetrics = Callable[[Tensor, Batch], Mapping[str, Tensor | Share]]
 
-
 # Validation results other than metrics.
 _LOSS, _ROWS = "loss", "rows"
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """A batch as the model sees it.
+
+    Attributes:
+        batch: on the device, with the transform applied; its valid steps are those to learn.
+        actions: the past actions, some replaced by random ones; on the device.
+        valid, learned: (B, T) bool on the CPU, real steps, and those that have a loss. They decide which rows run.
+        parts: rows that are computed together.
+    """
+
+    batch: Batch
+    actions: Tensor
+    valid: Tensor
+    learned: Tensor
+    parts: list[slice]
 
 
 class TrainingDiverged(RunError):
@@ -219,49 +235,23 @@ class Trainer:
                 GPU it is detected one step later, but before anything is saved.
         """
         self.model.train()
-        device = self.model.device
-        valid = batch.valid  # stays on the CPU, because it decides which rows run
         indices = batch.indices
-        batch = without_burn_in(batch, self.options.burn_in)
-        learned = batch.valid  # on the CPU; on the device, the batch's own
-        batch = self._copies(batch)
-        if self._transform is not None:
-            batch = self._transform(batch)
+        inputs = self._inputs(batch)
+        batch, valid, learned = inputs.batch, inputs.valid, inputs.learned
         captured = self._captured_for(batch, valid)
-        shown = self._shown(batch.actions)
-        parts = self._parts(len(valid))
-        states = self._first_states(batch, parts)
+        states = self._first_states(batch, inputs.parts)
         losses, weights, logits, norm = [], [], [], None
         windows = list(self._windows(valid.shape[1]))
         counts = _counts(learned, windows)
         seen_counts = counts if learned is valid else _counts(valid, windows)
-        none = torch.zeros(
-            1 + len(self._auxiliary_metrics), device=device
-        )  # loss of the actions, then of other objectives
+        # Loss of the actions, then of other objectives.
+        none = torch.zeros(1 + len(self._auxiliary_metrics), device=self.model.device)
         for window, count, seen in zip(windows, counts, seen_counts, strict=True):
             if not seen:
-                logits.append(torch.zeros(*valid[:, window].shape, self.model.spec.num_actions, device=device))
+                logits.append(none.new_zeros(*valid[:, window].shape, self.model.spec.num_actions))
                 continue
-            loss = torch.zeros_like(none)
-            window_logits, left = [], []
-            with torch.set_grad_enabled(count > 0):  # without a loss, the window only updates the state
-                for number, rows in enumerate(parts):
-                    share = float(learned[rows, window].sum()) / max(count, 1)
-                    if captured is not None and count:
-                        found = captured.run(batch, shown, rows, window, states[number], share)
-                        self._add_gradients(found.gradients, keep=len(parts) == 1)
-                        part_loss, part_logits, states[number], passed = found.loss, found.logits, found.state, []
-                    else:
-                        part_loss, part_logits, states[number], passed = self._backward(
-                            batch, shown, valid, rows, window, states[number], share
-                        )
-                    loss += part_loss
-                    window_logits.append(part_logits)
-                    left.append(passed)
-            self._keep(batch, parts, left)
-            if self.model.memory.keeps_data:
-                self.model.memory.store_shown(distributed.gather)
-            logits.append(torch.cat(window_logits))
+            loss, window_logits = self._pass_window(inputs, window, count, states, captured)
+            logits.append(window_logits)
             if count:
                 loss, norm = self._optimize(loss, indices)
                 losses.append(loss)
@@ -274,6 +264,50 @@ class Trainer:
             with torch.no_grad():
                 result |= _means(self._metrics(torch.cat(logits, dim=1), batch), batch.real_rows)
         return result
+
+    def _inputs(self, batch: Batch) -> _Inputs:
+        """A batch, given on the CPU, as the model sees it."""
+        valid = batch.valid
+        batch = without_burn_in(batch, self.options.burn_in)
+        learned = batch.valid
+        batch = self._copies(batch)
+        if self._transform is not None:
+            batch = self._transform(batch)
+        return _Inputs(batch, self._shown(batch.actions), valid, learned, self._parts(len(valid)))
+
+    def _pass_window(
+        self,
+        inputs: _Inputs,
+        window: slice,
+        count: int,
+        states: list[AgentState | None],
+        captured: CapturedPasses | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The losses (actions first) and logits of a window, part by part.
+
+        Accumulates gradients, replaces the parts' `states` by those after the window, and stores what is to be stored.
+        Without steps to learn, `count`, it only does the last two.
+        """
+        loss = torch.zeros(1 + len(self._auxiliary_metrics), device=self.model.device)
+        logits, border_states = [], []
+        with torch.set_grad_enabled(count > 0):
+            for number, rows in enumerate(inputs.parts):
+                share = float(inputs.learned[rows, window].sum()) / max(count, 1)
+                if captured is not None and count:
+                    found = captured.run(inputs.batch, inputs.actions, rows, window, states[number], share)
+                    self._add_gradients(found.gradients, keep=len(inputs.parts) == 1)
+                    part_loss, part_logits, states[number], at_borders = found.loss, found.logits, found.state, []
+                else:
+                    part_loss, part_logits, states[number], at_borders = self._backward(
+                        inputs, rows, window, states[number], share
+                    )
+                loss += part_loss
+                logits.append(part_logits)
+                border_states.append(at_borders)
+        self._keep(inputs.batch, inputs.parts, border_states)
+        if self.model.memory.keeps_data:
+            self.model.memory.store_shown(distributed.gather)
+        return loss, torch.cat(logits)
 
     def _captured_for(self, batch: Batch, valid: Tensor) -> CapturedPasses | None:
         """`captured`, if it suits this batch, whose valid steps `(B, T)` are on the CPU."""
@@ -328,13 +362,13 @@ class Trainer:
             raise RuntimeError("call begin_stage first")
         return [self._stored.begin(batch, rows) for rows in parts]
 
-    def _keep(self, batch: Batch, parts: list[slice], left: list[_Left]) -> None:
+    def _keep(self, batch: Batch, parts: list[slice], border_states: list[_BorderStates]) -> None:
         """Store a window's states from every part, by step and in row order, independent of the number of parts."""
         if self._stored is None:
             return
         found = [
             [self._stored.found(batch, rows, step, state) for rows, (step, state) in zip(parts, states, strict=True)]
-            for states in zip(*left, strict=True)
+            for states in zip(*border_states, strict=True)
         ]
         for states in zip(*distributed.gather(found), strict=True):
             for state in itertools.chain.from_iterable(states):
@@ -365,27 +399,21 @@ class Trainer:
         return torch.where(replaced, torch.randint_like(actions, self.model.spec.num_actions), actions)
 
     def _backward(
-        self,
-        batch: Batch,
-        shown: Tensor,
-        valid: Tensor,
-        rows: slice,
-        window: slice,
-        state: AgentState | None,
-        share: float,
-    ) -> tuple[Tensor, Tensor, AgentState, _Left]:
+        self, inputs: _Inputs, rows: slice, window: slice, state: AgentState | None, share: float
+    ) -> tuple[Tensor, Tensor, AgentState, _BorderStates]:
         """Accumulate the gradient of one part of one window.
 
         Returns:
             Its share of the losses (actions first), logits, the state after the window, and states to store.
         """
-        begins = batch.begins
-        inputs = (batch.observations[rows, window], shown[rows, window], batch.rtg[rows, window], valid[rows, window])
-        passed: _Left = []
+        batch, valid, begins = inputs.batch, inputs.valid, inputs.batch.begins
+        steps = (batch.observations, inputs.actions, batch.rtg, valid)
+        given = tuple(values[rows, window] for values in steps)
+        at_borders: _BorderStates = []
 
         def at_border(step: int, state: AgentState) -> AgentState:
             if self._stored is not None:
-                passed.append((window.start + step, state.detach()))
+                at_borders.append((window.start + step, state.detach()))
             if begins is None or window.start + step != self._burn_in_end():
                 return state
             return _cut(state, ~begins[rows])
@@ -396,7 +424,7 @@ class Trainer:
         infos = None if batch.infos is None else {name: values[rows, window] for name, values in batch.infos.items()}
         with autocast(self.model.device, self.options.precision):
             logits, others, after = self._forward(
-                objective_input, *inputs, state, borders=self._segment_ends(window), at_border=at_border, infos=infos
+                objective_input, *given, state, borders=self._segment_ends(window), at_border=at_border, infos=infos
             )
             loss = cloning_loss(self.model.spec, logits, batch.targets[rows, window], batch.valid[rows, window]) * share
             total = loss if self.auxiliary is None else loss + (self.auxiliary.weights * others).sum() * share
@@ -404,8 +432,8 @@ class Trainer:
             total.backward()
         after = after.detach()
         if self._stored is not None:
-            passed.append((window.stop, after))
-        return torch.cat([loss[None], others * share]).detach(), logits.detach(), after, passed
+            at_borders.append((window.stop, after))
+        return torch.cat([loss[None], others * share]).detach(), logits.detach(), after, at_borders
 
     def _optimize(self, loss: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """One optimizer step from the accumulated gradients; returns the losses and the unclipped gradient norm."""
