@@ -142,13 +142,13 @@ class Piece:
         strides = (self.count * self.scores, self.scores - self.stride, self.width, 1)
         return by_distance.as_strided(shape, strides, by_distance.storage_offset() + self.spread + self.ahead)
 
-    def room(self, batch: int, like: Tensor) -> Tensor:
+    def buffer(self, batch: int, like: Tensor) -> Tensor:
         """For scores by distance `(batch * r, scores)`, to be filled by column: what no column covers is zero."""
-        room = like.new_empty(batch * self.count, self.scores)
-        by_trajectory = room.view(batch, -1)
+        buffer = like.new_empty(batch * self.count, self.scores)
+        by_trajectory = buffer.view(batch, -1)
         by_trajectory[:, : self.spread] = 0
         by_trajectory[:, -self.stride :] = 0
-        return room
+        return buffer
 
     def hide(self, scores: Tensor) -> Tensor:
         """A copy of scores `(B, r, n_head, k)` with -inf in later columns, and in those to the right of a block."""
@@ -241,7 +241,9 @@ class BlockAttention(torch.autograd.Function):
             saved += weights[::2]
             for block in piece.blocks(batch, dtype):
                 tokens, keys = piece.tokens(states[block]).flatten(0, 1), piece.keys(states[block])
-                queries, probabilities = _look(tokens, keys, [queries_weight, queries_bias, *weights], piece)
+                queries, probabilities = _attention_probabilities(
+                    tokens, keys, [queries_weight, queries_bias, *weights], piece
+                )
                 mask = scaled_mask(probabilities, dropatt) if dropatt else None
                 context = torch.bmm(probabilities if mask is None else probabilities * mask, keys)
                 context = context.view(len(tokens), -1)
@@ -274,7 +276,7 @@ class BlockAttention(torch.autograd.Function):
             rows = piece.heads * piece.count
             sums, bias_sums = torch.zeros(width, len(near), dtype=dtype), torch.zeros(len(near), dtype=dtype)
             blocks = list(piece.blocks(len(states), states.dtype))
-            room = piece.room(blocks[0].stop, states)
+            buffer = piece.buffer(blocks[0].stop, states)
             for block in blocks:
                 queries, probabilities, context, mask = (next(held) for _ in range(4))
                 tokens, keys = piece.tokens(states[block]).flatten(0, 1), piece.keys(states[block])
@@ -293,7 +295,7 @@ class BlockAttention(torch.autograd.Function):
                 of_keys.baddbmm_(of_scores.transpose(1, 2), queries)
                 of_states[block, piece.columns].add_(of_keys)  # += would copy the sum onto itself
                 of_block = torch.bmm(of_scores, keys).view(len(tokens), -1)
-                by_distance = room[: len(tokens)]
+                by_distance = buffer[: len(tokens)]
                 by_column = piece.by_column(by_distance)
                 of_scores = of_scores.view(by_column.shape)
                 by_column.copy_(of_scores)
@@ -318,7 +320,9 @@ class BlockAttention(torch.autograd.Function):
         return of_states, of_queries.t(), of_query_bias, of_weight, of_bias, of_output, None, None, None
 
 
-def _look(tokens: Tensor, keys: Tensor, weights: list[Tensor], piece: Piece) -> tuple[Tensor, Tensor]:
+def _attention_probabilities(
+    tokens: Tensor, keys: Tensor, weights: list[Tensor], piece: Piece
+) -> tuple[Tensor, Tensor]:
     """Queries and probabilities of the rows of a piece.
 
     Args:
@@ -355,7 +359,7 @@ class ActingAttention:
         """Attention of `tokens` `(B, r, d_model)`, the rows of the piece, to `states` `(B, k, d_model)`, at least its
         columns: `(B, r, d_model)`."""
         rows, keys = tokens.flatten(0, 1), piece.keys(states)
-        _, probabilities = _look(rows, keys, [*self._queries, *self._of(piece)], piece)
+        _, probabilities = _attention_probabilities(rows, keys, [*self._queries, *self._of(piece)], piece)
         context = torch.bmm(probabilities, keys).view(len(rows), -1)
         return linear(context, self._output).view_as(tokens)
 

@@ -94,18 +94,18 @@ class Layout:
         end = self.tokens + self.step_tokens * self.steps
         return range(self.observations.start if last else self.tokens, end, self.step_tokens if last else 1)
 
-    def groups(self, device: torch.device, *, last: bool, whole: bool = False) -> list[RowGroup]:
+    def groups(self, device: torch.device, *, last: bool, one_group: bool = False) -> list[RowGroup]:
         """Row groups in row order: for all rows, or for those whose outputs are needed in the `last` layer.
 
-        `whole`: the rows of steps are one group.
+        `one_group`: the rows of steps are one group.
         """
         groups = []
         if self.tokens and not last:
             groups.append(RowGroup(slice(0, self.tokens), (self.cached, self.cached + self.tokens), is_memory=True))
         rows = self.step_rows(last=last)
         first, end, stride = rows.start, rows.stop, rows.step
-        for start in range(first, end, (end - first) if whole else _CHUNK * stride):
-            stop = rows[-1] + 1 if whole else range(start, min(start + _CHUNK * stride, end), stride)[-1] + 1
+        for start in range(first, end, (end - first) if one_group else _CHUNK * stride):
+            stop = rows[-1] + 1 if one_group else range(start, min(start + _CHUNK * stride, end), stride)[-1] + 1
             hidden = torch.arange(start, stop) > torch.arange(start, stop, stride)[:, None]
             bias = torch.zeros(hidden.shape).masked_fill(hidden, float("-inf")).to(device)
             groups.append(RowGroup(slice(start, stop, stride), (0, self.cached + stop), bias))
@@ -115,7 +115,7 @@ class Layout:
 
     def masked_rows(self, device: torch.device, *, last: bool) -> MaskedRows:
         """All rows, or those whose outputs are needed in the `last` layer, at once."""
-        groups = self.groups(torch.device("cpu"), last=last, whole=True)
+        groups = self.groups(torch.device("cpu"), last=last, one_group=True)
         rows = tuple(group.rows for group in groups) if last else (slice(0, self.length),)
         biases, blocks, first = [], [], 0
         for group in groups:

@@ -253,13 +253,13 @@ class RATE(Memory):
         states = inputs if cached is None else torch.cat([cached.to(inputs.dtype), inputs], dim=1)
         if places.masked is not None:
             return self._whole(layer, x, inputs, states, folded, places.masked, places), []
+        if folded.form == "blocks":
+            return self._in_blocks(layer, x, inputs, states, folded, places, last=last), []
         keys = Keys(states, places.keys)
         attended, rows, row_inputs, probabilities = [], [], [], []
         for group in places.groups:
             rows.append(x[:, group.rows])
             row_inputs.append(inputs[:, group.rows])
-            if folded.form == "blocks":
-                continue
             of_group = (layer.attention.queries(row_inputs[-1], folded), keys.columns(*group.columns), folded)
             where: dict[str, Any] = {"sin": places.sin[group.rows], "cos": places.cos[group.rows], "bias": group.bias}
             if folded.form == "fused" and not group.is_memory:
@@ -268,15 +268,28 @@ class RATE(Memory):
             output, weights = layer.attention(*of_group, **where, wrap=places.wrap if group.is_memory else None)
             attended.append(output)
             probabilities.append(weights)
-        if folded.form == "blocks":
-            wrap = self.farthest_wrapped(places.layout.cached)
-            attended.append(
-                layer.attention.blocks(states, folded, _pieces(places.layout, last, self.config.n_head, wrap))
-            )
         if not last:
             return layer.finish(x, inputs, torch.cat(attended, dim=1)), probabilities
         output = layer.finish(torch.cat(rows, dim=1), torch.cat(row_inputs, dim=1), torch.cat(attended, dim=1))
         return output, probabilities
+
+    def _in_blocks(
+        self,
+        layer: DecoderLayer,
+        x: Tensor,
+        inputs: Tensor,
+        states: Tensor,
+        folded: Folded,
+        places: "_Places",
+        *,
+        last: bool,
+    ) -> Tensor:
+        """`_layer` in the form "blocks"."""
+        pieces = _pieces(places.layout, last, self.config.n_head, self.farthest_wrapped(places.layout.cached))
+        attended = layer.attention.blocks(states, folded, pieces)
+        if last:
+            x, inputs = (torch.cat([each[:, group.rows] for group in places.groups], dim=1) for each in (x, inputs))
+        return layer.finish(x, inputs, attended)
 
     @staticmethod
     def _whole(
@@ -388,12 +401,12 @@ class RATE(Memory):
         for start in range(0, steps.shape[1], self.config.context_length):
             part = steps.cut(slice(start, start + self.config.context_length))
             layout = self._layout(part.shape[1], states[-1])
-            state, attention = self._look(self._tokens(part, states[-1]), states[-1], layout)
+            state, attention = self._inspect_segment(self._tokens(part, states[-1]), states[-1], layout)
             segments.append(SegmentMaps(layout, attention))
             states.append(state)
         return {"states": states, "attention": segments}
 
-    def _look(self, x: Tensor, state: SegmentState, layout: Layout) -> tuple[SegmentState, Tensor]:
+    def _inspect_segment(self, x: Tensor, state: SegmentState, layout: Layout) -> tuple[SegmentState, Tensor]:
         """One segment like `_decode`, with all rows of the last layer and every layer's attention."""
         folded, places = self.fold(), self._places(layout, "shared")[False]
         x = self.dropout(x)
@@ -420,12 +433,12 @@ class _Places:
 
 
 @cache
-def _groups(layout: Layout, device: torch.device, last: bool, whole: bool = False) -> list[RowGroup]:
+def _groups(layout: Layout, device: torch.device, last: bool, one_group: bool = False) -> list[RowGroup]:
     """Row groups are the same for every layer and batch, so their masks are made once per layout and device.
 
     They are never dropped: captured CUDA graphs read them.
     """
-    return layout.groups(device, last=last, whole=whole)
+    return layout.groups(device, last=last, one_group=one_group)
 
 
 @cache
