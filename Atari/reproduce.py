@@ -29,9 +29,10 @@ from Atari.generate_dataset import GenerateOptions
 from RATE_model.acting.players import play_episode
 from RATE_model.cli.local_settings import configured_folder
 from RATE_model.cli.options import exit_on_user_error
-from RATE_model.cli.reproduce import Study, cell, of_modes
-from RATE_model.cli.returns_page import Part, ReturnsPage, of_returns
 from RATE_model.errors import UserError
+from RATE_model.pages.returns_page import Part, ReturnsPage, of_returns
+from RATE_model.pages.study import Study, of_modes
+from RATE_model.pages.tables import cell
 
 FAST = "Atari/config_fast.yaml"
 PLAYED = "Breakout", "Pong"

@@ -25,9 +25,10 @@ from MuJoCo.files import DATA_DIRECTORY, generated_name
 from MuJoCo.generate_dataset import GenerateOptions, generate, training_of
 from MuJoCo.tasks import TASKS, Task, task_of
 from RATE_model.acting.rollout import Memoryless
-from RATE_model.cli.reproduce import ROOT, Study, cell, of_modes
-from RATE_model.cli.returns_page import Part, ReturnsPage, of_returns
 from RATE_model.data.ppo import Policy, train_policies
+from RATE_model.pages.returns_page import Part, ReturnsPage, of_returns
+from RATE_model.pages.study import ROOT, Study, of_modes
+from RATE_model.pages.tables import cell
 
 FAST = "MuJoCo/config_fast.yaml"
 ENV_IDS = (6, 0, 3)  # hopper-medium, halfcheetah-medium, walker2d-medium

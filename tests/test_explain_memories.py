@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from RATE_model.cli.reproduce import Study
+from RATE_model.pages.study import Study
 from tools import explain_memories
 from tools.reproduce_memories import SECTIONS
 

@@ -18,11 +18,11 @@ from MinigridMemory.MinigridMemory_src import inference_minigridmemory, train_mi
 from MuJoCo import generate_dataset, inference_mujoco, train_rate_mujoco_ca
 from RATE_model.cli import evaluation
 from RATE_model.cli.options import option_names, parse_options
-from RATE_model.cli.reproduce import PageOptions, StudyOptions
 from RATE_model.diagnose import __main__ as diagnose
 from RATE_model.diagnose import retention
 from RATE_model.original.__main__ import parser as original_parser
 from RATE_model.own.environment import OwnEnvironment
+from RATE_model.pages.study import PageOptions, StudyOptions
 from RATE_model.plots.__main__ import parser as plots_parser
 from RATE_model.protocol import __main__ as protocol
 from RATE_model.report import __main__ as report

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from RATE_model.cli.reproduce import Study, _here
 from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES, MODES
+from RATE_model.pages.study import Study, _here
 from tests.small_models import small_model
 from tools import reproduce_memories
 from tools.reproduce_memories import LABELS, SECTIONS, TMAZE_TRIES, Options, acting_ms, chosen, run, write

@@ -22,19 +22,13 @@ if __name__ == "__main__":  # started as a script
 import torch
 
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.cli.reproduce import (
-    StudyOptions,
-    entry_of,
-    final_results,
-    merged,
-    origin,
-    provenance,
-    read_page,
-    table,
-    write_results,
-)
 from RATE_model.diagnose import retention
 from RATE_model.errors import UserError
+from RATE_model.pages.entries import entry_of, merged
+from RATE_model.pages.page_file import read_page, write_results
+from RATE_model.pages.run_results import final_results, provenance
+from RATE_model.pages.study import StudyOptions
+from RATE_model.pages.tables import origin, table
 from RATE_model.plots.retention import plot_retention
 from tools.reproduce_memories import SECTIONS, Section, chosen
 

@@ -28,29 +28,22 @@ import numpy as np
 
 from RATE_model.cli.limits import at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.cli.reproduce import (
-    Study,
-    StudyOptions,
-    cell,
+from RATE_model.errors import UserError
+from RATE_model.loading import load_agent
+from RATE_model.pages.checks import check_figures
+from RATE_model.pages.entries import (
     check_entries,
-    check_figures,
-    check_models,
     entry_of,
-    final_results,
     join_pages,
     keep_outdated,
     merged,
     missing_seeds,
-    of_modes,
-    origin,
-    read_results,
-    table,
-    training_of,
     with_seeds,
-    write_results,
 )
-from RATE_model.errors import UserError
-from RATE_model.loading import load_agent
+from RATE_model.pages.page_file import read_results, write_results
+from RATE_model.pages.run_results import final_results, training_of
+from RATE_model.pages.study import Study, StudyOptions, check_models, of_modes
+from RATE_model.pages.tables import cell, origin, table
 from RATE_model.plots import plot_success_by_length
 from TMaze_new.TMaze_new_src.environment import ENVIRONMENT as TMAZE
 from tools.reproduce_leaderboard import bits_recalled

@@ -26,8 +26,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.cli.reproduce import cell, origin, read_page, table, write_results
 from RATE_model.errors import UserError
+from RATE_model.pages.page_file import read_page, write_results
+from RATE_model.pages.tables import cell, origin, table
 from RATE_model.plots.heat_map import plot_heat_map
 from RATE_model.plots.style import COLOURS, save, style
 from RATE_model.protocol.statistics import Interval, bootstrap, interquartile_mean, mean_ranks, performance_profile

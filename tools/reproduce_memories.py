@@ -37,29 +37,23 @@ from MinigridMemory.MinigridMemory_src.evaluate import LARGE_SIZES, SIZES
 from RATE_model.acting.actor import Actor
 from RATE_model.agent import Agent
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.cli.reproduce import (
-    Study,
-    StudyOptions,
-    cell,
+from RATE_model.errors import UserError
+from RATE_model.loading import load_model
+from RATE_model.memories import MEMORIES, MODES
+from RATE_model.pages.checks import check_figures
+from RATE_model.pages.entries import (
     check_entries,
-    check_figures,
-    check_models,
     entry_of,
-    final_results,
     join_pages,
     keep_outdated,
     merged,
     missing_seeds,
-    origin,
-    provenance,
-    read_results,
-    table,
     with_seeds,
-    write_results,
 )
-from RATE_model.errors import UserError
-from RATE_model.loading import load_model
-from RATE_model.memories import MEMORIES, MODES
+from RATE_model.pages.page_file import read_results, write_results
+from RATE_model.pages.run_results import final_results, provenance
+from RATE_model.pages.study import Study, StudyOptions, check_models
+from RATE_model.pages.tables import cell, origin, table
 from RATE_model.plots import plot_success_panels
 from RATE_model.training.checkpoints import resolve_checkpoint
 from TMaze_new.TMaze_new_src import dataset as tmaze_data

@@ -28,19 +28,11 @@ from MemoryMaze.MemoryMaze_src.environment import ENVIRONMENT
 from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, player_returns
 from RATE_model.acting.controls import knock_out_memory, knock_out_part
 from RATE_model.acting.rollout import format_mean_and_error
-from RATE_model.cli.controls_page import ControlsPage, Document, Entry
-from RATE_model.cli.reproduce import (
-    PageOptions,
-    Study,
-    consecutive,
-    final_results,
-    of_modes,
-    origin,
-    play_again,
-    seed_table,
-    table,
-)
 from RATE_model.errors import UserError
+from RATE_model.pages.controls_page import ControlsPage, Document, Entry
+from RATE_model.pages.run_results import final_results, play_again
+from RATE_model.pages.study import PageOptions, Study, consecutive, of_modes
+from RATE_model.pages.tables import origin, seed_table, table
 from RATE_model.plots import plot_bars
 from RATE_model.protocol.statistics import crossed_error
 

@@ -19,8 +19,8 @@ from MinigridMemory.MinigridMemory_src.env import PUBLISHED_CAP
 from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT
 from MinigridMemory.MinigridMemory_src.evaluate import LARGE_SIZES, SIZES, capped, expert_play, success_rate, widest_cap
 from RATE_model.acting.controls import exchange_twins, knock_out_memory
-from RATE_model.cli.reproduce import Study, of_modes
-from RATE_model.cli.success_page import Control, SuccessPage
+from RATE_model.pages.study import Study, of_modes
+from RATE_model.pages.success_page import Control, SuccessPage
 
 FAST = "MinigridMemory/MinigridMemory_src/config_fast.yaml"
 ALL_SIZES = SIZES + LARGE_SIZES

@@ -31,13 +31,13 @@ from RATE_model.cli.evaluation import (
 )
 from RATE_model.cli.limits import at_least, each_once, writable
 from RATE_model.cli.options import Boolean, check_choice, exit_on_user_error, flag_pairs, flag_words, parse_options
-from RATE_model.cli.reproduce import StudyOptions
 from RATE_model.environments.contract import Environment, Evaluation
 from RATE_model.environments.find import common_environment
 from RATE_model.environments.table import environment as named
 from RATE_model.errors import UserError, error_reason
 from RATE_model.loading import same_interface
 from RATE_model.memories import MODES
+from RATE_model.pages.study import StudyOptions
 from RATE_model.plots.bars import plot_bars
 from RATE_model.plots.horizons import Point, plot_horizons
 from RATE_model.protocol.examination import RunPlayer, document, examine, facts_of, task_cases_of

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from RATE_model.cli.evaluation import evaluation_of_run
-from RATE_model.cli.reproduce import Study, StudyOptions
 from RATE_model.environments.contract import Case, Environment
 from RATE_model.errors import UserError, error_reason
+from RATE_model.pages.study import Study, StudyOptions
 from RATE_model.plots.heat_map import plot_heat_map
 from RATE_model.protocol.examination import RunPlayer, task_cases_of
 from RATE_model.protocol.verdict import Case as Outcomes

@@ -22,10 +22,10 @@ if __name__ == "__main__":  # started as a script
 
 from RATE_model.cli.limits import Natural, Ranged
 from RATE_model.cli.options import exit_on_user_error, parse_options
-from RATE_model.cli.reproduce import of_modes
 from RATE_model.cli.training import run_directory
 from RATE_model.errors import UserError
 from RATE_model.loading import load_model
+from RATE_model.pages.study import of_modes
 from RATE_model.plots import plot_success_by_length
 from RATE_model.system.atomic import atomic_write_json
 from RATE_model.training.checkpoints import resolve_checkpoint

@@ -15,8 +15,8 @@ if __name__ == "__main__":  # started as a script
     import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 from RATE_model.acting.controls import knock_out_memory
-from RATE_model.cli.reproduce import Study, of_modes
-from RATE_model.cli.success_page import Control, SuccessPage
+from RATE_model.pages.study import Study, of_modes
+from RATE_model.pages.success_page import Control, SuccessPage
 from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
 from TMaze_new.TMaze_new_src.evaluate import LENGTHS
 

@@ -26,8 +26,10 @@ if __name__ == "__main__":  # started as a script
 import numpy as np
 
 from RATE_model.acting.controls import knock_out_memory
-from RATE_model.cli.controls_page import ControlsPage, Document, Entry, bar, mean_cell, seed_cell
-from RATE_model.cli.reproduce import PageOptions, Study, final_results, of_modes, origin, seed_table, table
+from RATE_model.pages.controls_page import ControlsPage, Document, Entry, bar, mean_cell, seed_cell
+from RATE_model.pages.run_results import final_results
+from RATE_model.pages.study import PageOptions, Study, of_modes
+from RATE_model.pages.tables import origin, seed_table, table
 from VizDoom.VizDoom_src.baselines import PLAYERS, play_baselines
 from VizDoom.VizDoom_src.dataset import DATA
 from VizDoom.VizDoom_src.engine import describe_graphics

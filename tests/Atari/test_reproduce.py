@@ -11,8 +11,8 @@ pytest.importorskip("ale_py")
 from Atari import reproduce
 from Atari.games import GAMES
 from RATE_model.acting.rollout import Episodes
-from RATE_model.cli.reproduce import ROOT
 from RATE_model.data.writer import TrajectoryWriter
+from RATE_model.pages.study import ROOT
 from tests import commands
 
 SEEDS = (1, 2)

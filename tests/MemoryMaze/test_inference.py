@@ -14,7 +14,7 @@ from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.rollout import Episodes
 from RATE_model.acting.video import LINE
 from RATE_model.cli.options import to_yaml
-from RATE_model.cli.reproduce import Study
+from RATE_model.pages.study import Study
 from tests import commands
 from tests.memory_maze_runs import TINY, only_run, train, write_data
 from tests.small_models import VECTOR, save_small_model, small_model

@@ -33,7 +33,7 @@ def test_no_environment_is_named_in_the_shared_package():
 
 
 FOLDERS = ["TMaze_new", "VizDoom", "MinigridMemory", "MemoryMaze", "Atari", "MuJoCo"]
-WITHOUT_MEMORIES = [*FOLDERS, "RATE_model/acting", "RATE_model/training", "RATE_model/data", "RATE_model/cli"]
+WITHOUT_MEMORIES = [*FOLDERS, *(f"RATE_model/{name}" for name in ("acting", "training", "data", "cli", "pages"))]
 CLASSES = {cls.__name__ for entry in MEMORIES.values() for cls in (entry.memory, entry.config, entry.options)}
 CLASSES |= {
     "SegmentState",

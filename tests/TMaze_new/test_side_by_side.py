@@ -7,9 +7,10 @@ import pytest
 import torch
 import yaml
 
-from RATE_model.cli import reproduce as tables
 from RATE_model.cli.options import to_flat_dict
 from RATE_model.cli.training import check, run_directory
+from RATE_model.pages import study as study_of_pages
+from RATE_model.pages.study import ROOT, StudyOptions
 from RATE_model.training.checkpoints import save_checkpoint
 from RATE_model.training.runs import open_run
 from TMaze_new.TMaze_new_src import quickstart, reproduce
@@ -39,11 +40,11 @@ def test_quickstart_ignores_runs_of_other_settings(tmp_path, monkeypatch):
         commands.append(command)
         return 0, ""
 
-    monkeypatch.setattr(tables, "_finish", train)
-    study, options = reproduce.STUDY, tables.StudyOptions(runs_dir=tmp_path)
+    monkeypatch.setattr(study_of_pages, "_finish", train)
+    study, options = reproduce.STUDY, StudyOptions(runs_dir=tmp_path)
 
     def finish(*flags: str) -> Path:
-        fast = str(tables.ROOT / reproduce.FAST)
+        fast = str(ROOT / reproduce.FAST)
         places = ["--output_dir", str(tmp_path), "--ckpt_folder", study.folder("RATE")]
         config = ENVIRONMENT.read_config(["--config", fast, *places, *flags])
         with open_run(check(ENVIRONMENT, config, 1), config=config.run.recorded(to_flat_dict(config))) as run:

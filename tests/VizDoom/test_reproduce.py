@@ -13,9 +13,10 @@ import torch
 
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.rollout import Episodes
-from RATE_model.cli import reproduce as shared
 from RATE_model.cli.evaluation import evaluation_of
 from RATE_model.cli.options import to_flat_dict
+from RATE_model.pages import run_results
+from RATE_model.pages import study as studies
 from VizDoom.VizDoom_src import reproduce
 from VizDoom.VizDoom_src.environment import ENVIRONMENT
 from VizDoom.VizDoom_src.evaluate import ERRORS, Played, figures
@@ -84,8 +85,8 @@ def asked(tmp_path, monkeypatch) -> list:
 
     monkeypatch.setattr(type(ENVIRONMENT), "files", lambda self, config: [])
     monkeypatch.setattr(reproduce.Page, "data_return", 4.25)
-    monkeypatch.setattr(shared, "load_agent", FakeAgent)
-    monkeypatch.setattr(shared, "evaluation_of_run", of_run)
+    monkeypatch.setattr(run_results, "load_agent", FakeAgent)
+    monkeypatch.setattr(run_results, "evaluation_of_run", of_run)
     monkeypatch.setattr(type(ENVIRONMENT), "play", play)
     monkeypatch.setattr(
         type(ENVIRONMENT), "figures", lambda self, case, episodes, evaluation: figures(played(3.0, 2.0))
@@ -217,7 +218,7 @@ def test_every_study_command_builds_a_model():
     made = {}
     for setting, study in reproduce.STUDIES.items():
         for label in study.models:
-            words = [str(shared.ROOT / w) if w.endswith(".yaml") else w for w in study.command(label, (1,))]
+            words = [str(studies.ROOT / w) if w.endswith(".yaml") else w for w in study.command(label, (1,))]
             config = ENVIRONMENT.read_config(words[1:])
             made[setting, label] = config.agent_config()
             assert config.run.ckpt_folder == study.folder(label)

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from RATE_model.cli import reproduce
 from RATE_model.environments.find import common_environment, environment_of
 from RATE_model.environments.table import environment
 from RATE_model.errors import UserError
 from RATE_model.own.environment import OwnEnvironment
+from RATE_model.pages import study
 from RATE_model.protocol.__main__ import Examined, Options, grouped, main, write
 from RATE_model.protocol.verdict import INTACT, KNOCKED_OUT, AgentFacts, Case, judge
 from tests.tmaze_runs import only_run, train
@@ -138,7 +138,7 @@ def test_grid_trains_validates_and_continues(tmp_path, capsys, monkeypatch):
         trained.append(command)
         return train_tmaze.main(command[2:]), ""
 
-    monkeypatch.setattr(reproduce, "_finish", finish)
+    monkeypatch.setattr(study, "_finish", finish)
     tiny = "trajectories=20 epochs=1 batch_size=16 d_model=8 eval_episodes=2 eval_lengths=9".split()
     flags = ["--env", "tmaze", "--model_mode", "LSTM", "--grid", "--train", *tiny, f"data_dir={tmp_path / 'data'}"]
     flags += ["--seeds", "1", "--episodes", "4", "--runs_dir", str(tmp_path / "runs"), "--output", str(tmp_path)]
@@ -174,8 +174,8 @@ def test_grid_uses_the_typed_device(monkeypatch, capsys):
         used.append(options.device)
         return {"a": [Path()]}
 
-    monkeypatch.setattr(reproduce.Study, "run_all", run_all)
-    monkeypatch.setattr(reproduce, "check_device", str)  # there is no such GPU here
+    monkeypatch.setattr(study.Study, "run_all", run_all)
+    monkeypatch.setattr(study, "check_device", str)  # there is no such GPU here
     monkeypatch.setattr("RATE_model.protocol.grid.evaluation_of_run", evaluate)
     fails(capsys, "--grid", "--env", "tmaze", "--device", "cuda:1")
     assert used == ["cuda:1", "cuda:1"]

@@ -8,24 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from RATE_model.cli.options import exit_on_user_error, parse_options
-from RATE_model.cli.reproduce import (
-    PageOptions,
-    Study,
-    cell,
-    final_results,
-    kept_entries,
-    merged,
-    origin,
-    play_again,
-    provenance,
-    seed_table,
-    table,
-    training_of,
-    training_table,
-    write_results,
-)
 from RATE_model.environments.contract import Environment
 from RATE_model.memories.contract import MemoryTransform
+from RATE_model.pages.entries import kept_entries, merged
+from RATE_model.pages.page_file import write_results
+from RATE_model.pages.run_results import final_results, play_again, provenance, training_of
+from RATE_model.pages.study import PageOptions, Study
+from RATE_model.pages.tables import cell, origin, seed_table, table, training_table
 from RATE_model.plots import plot_success_panels
 
 Document = dict[str, dict[str, Any]]

@@ -15,34 +15,25 @@ from typing import Any
 
 import pytest
 
-from RATE_model.cli import reproduce
 from RATE_model.cli.options import exit_on_user_error, parse_options, to_yaml
-from RATE_model.cli.reproduce import (
-    BEGIN,
-    END,
-    PageOptions,
-    Study,
-    StudyOptions,
+from RATE_model.errors import UserError
+from RATE_model.pages import study as studies
+from RATE_model.pages.checks import check_figures
+from RATE_model.pages.entries import (
     by_model,
-    cell,
-    check_figures,
     entry_of,
-    final_results,
     join_pages,
     keep_outdated,
     keep_seeds,
     kept_entries,
     merged,
     missing_seeds,
-    of_modes,
-    origin,
-    provenance,
-    read_results,
-    training_table,
     with_seeds,
-    write_results,
 )
-from RATE_model.errors import UserError
+from RATE_model.pages.page_file import BEGIN, END, read_results, write_results
+from RATE_model.pages.run_results import final_results, provenance
+from RATE_model.pages.study import PageOptions, Study, StudyOptions, of_modes
+from RATE_model.pages.tables import cell, origin, training_table
 from RATE_model.training.runs import FinishedRun
 from tests.small_models import save_small_model, small_model
 from TMaze_new.TMaze_new_src.environment import ENVIRONMENT, Config
@@ -68,7 +59,7 @@ def test_device_defaults_to_that_of_the_table(tmp_path, monkeypatch):
     def end(*arguments, **options):
         raise InterruptedError
 
-    monkeypatch.setattr(reproduce.subprocess, "Popen", end)
+    monkeypatch.setattr(studies.subprocess, "Popen", end)
     run = SimpleNamespace(directory=tmp_path)
     for made_on, flag in (("cpu", None), ("auto", None), ("cpu", "cuda:1")):
         study = Study("train.py", (), {"A": ()}, lambda flags: asked.append(flags), lambda *_: run, device=made_on)
@@ -183,7 +174,7 @@ def test_signal_stops_all_runs_of_a_table(tmp_path, monkeypatch):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    monkeypatch.setattr(studies, "ROOT", tmp_path)
     run = SimpleNamespace(directory=tmp_path)
     models = {name: (str(tmp_path / name),) for name in "ABC"}
     study = Study(str(script), ("--name",), models, lambda flags: flags, lambda *_: run)
@@ -410,7 +401,7 @@ def test_whatever_pages_hold_is_read(tmp_path):
     (tmp_path / "page.json").write_text(json.dumps(page))
     assert read_results("page", StudyOptions(results_dir=tmp_path)) == page
     assert read_results("none", StudyOptions(results_dir=tmp_path)) == {}
-    for path in sorted((reproduce.ROOT / "results").glob("*.md")):
+    for path in sorted((studies.ROOT / "results").glob("*.md")):
         if path.with_suffix(".json").exists() and path.stem not in ("gpu", "memory_retention"):
             assert read_results(path.stem, StudyOptions())
 

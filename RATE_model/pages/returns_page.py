@@ -10,19 +10,11 @@ from typing import Any
 import numpy as np
 
 from RATE_model.cli.options import exit_on_user_error, parse_options
-from RATE_model.cli.reproduce import (
-    Study,
-    StudyOptions,
-    cell,
-    final_results,
-    keep_seeds,
-    origin,
-    provenance,
-    read_results,
-    seed_table,
-    table,
-    write_results,
-)
+from RATE_model.pages.entries import keep_seeds
+from RATE_model.pages.page_file import read_results, write_results
+from RATE_model.pages.run_results import final_results, provenance
+from RATE_model.pages.study import Study, StudyOptions
+from RATE_model.pages.tables import cell, origin, seed_table, table
 
 Entry = Mapping[str, Any]
 

@@ -10,28 +10,23 @@ from typing import Any, ClassVar
 
 from RATE_model.acting.rollout import mean_and_error
 from RATE_model.cli.options import exit_on_user_error, parse_options
-from RATE_model.cli.reproduce import (
-    PageOptions,
-    Study,
+from RATE_model.environments.contract import Environment
+from RATE_model.errors import UserError
+from RATE_model.pages.checks import require_figures
+from RATE_model.pages.entries import (
     by_model,
-    cell,
     entry_of,
     keep_outdated,
     keep_seeds,
     merged,
     model_of,
-    play_again,
-    provenance,
-    read_results,
     refuse_outdated,
-    require_figures,
-    training_of,
-    training_table,
     with_seeds,
-    write_results,
 )
-from RATE_model.environments.contract import Environment
-from RATE_model.errors import UserError
+from RATE_model.pages.page_file import read_results, write_results
+from RATE_model.pages.run_results import play_again, provenance, training_of
+from RATE_model.pages.study import PageOptions, Study
+from RATE_model.pages.tables import cell, training_table
 
 Entry = dict[str, Any]
 Document = dict[str, Entry]
