@@ -29,9 +29,8 @@ from RATE_model.system.precision import check_device
 from RATE_model.training.runs import FinishedRun, Run, short_hash
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-VALUES = "  # flags "  # between a command and the hash of its flags' values
+# Between a command and the hash of its flags' values.
+VALUES = "  # flags "
 
 
 @dataclass(frozen=True)
