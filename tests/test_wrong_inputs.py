@@ -80,6 +80,9 @@ INPUTS = [
     ("vizdoom", "--model_mode BC-MLP --reset_target true", "--reset_target"),
     ("mujoco", "--condition_on_returns false --target_return 3000", "--target_return"),
     # flags without effect beside others
+    ("tmaze", "--model_mode LSTM --compile true", "--compile true: --model_mode LSTM does not use it"),
+    ("tmaze", "--init_from a --initialisation scaled", "--initialisation scaled: --init_from a gives all weights"),
+    ("tmaze", "--aux return --aux_weight 1e-50", "--aux_weight 1e-50: must be a float32, from 1.2e-38"),
     ("tmaze", "--model_mode LSTM --attention blocks", "--attention blocks: --model_mode LSTM does not use it"),
     ("vizdoom", "--model_mode ELMUR --attention shared", "--attention shared: --model_mode ELMUR"),
     ("tmaze", "--lr_schedule constant --lr_end_factor 0.5", "--lr_end_factor 0.5: --lr_schedule constant"),

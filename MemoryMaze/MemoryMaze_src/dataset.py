@@ -100,16 +100,32 @@ class DataOptions(DAggerOptions):
             raise UserError("--mix: name at least one player, such as explorer:0.1:1")
 
     def check_typed(self, typed: Set[str]) -> None:
-        """Raise a UserError for a typed --alignment if there is nothing to convert."""
+        """Raise a UserError for a typed --alignment if there is nothing to convert, or noise if an agent acts."""
+        if "mix" in typed and self.driver is not None:
+            for text in self.mix:
+                if PlayerOfMix.of(text).noise:
+                    raise UserError(
+                        f"--mix {text}: with --driver the agent acts, and players only label; give them a NOISE of 0"
+                    )
         if "alignment" in typed and ((given := DATA.source(self)) is None or given[0].is_file()):
             raise UserError(
                 f"--alignment {self.alignment}: only applies to a folder of episodes to convert; name it with "
                 "--data_path, or leave this out"
             )
 
+    @property
+    def players(self) -> tuple[str, ...]:
+        """The mix. With a driver the players only label, so just their experts and shares count."""
+        if self.driver is None:
+            return self.mix
+        shares: dict[str, float] = {}
+        for player in map(PlayerOfMix.of, self.mix):
+            shares[player.kind] = shares.get(player.kind, 0.0) + player.share
+        return tuple(f"{kind}:0:{share:.6g}" for kind, share in shares.items())
+
     def recipe(self) -> Recipe:
         """The recipe of the data."""
-        return Recipe(self.size, self.steps, self.mix, self.perturbation, self.driver_choice)
+        return Recipe(self.size, self.steps, self.players, self.perturbation, self.driver_choice)
 
 
 class MemoryMazeData(DataMaker[DataOptions]):
@@ -126,7 +142,7 @@ class MemoryMazeData(DataMaker[DataOptions]):
 
     def file_name(self, options: DataOptions) -> str:
         """Named by maze and players."""
-        mix = "_".join(word.replace(":", "-") for word in options.mix)
+        mix = "_".join(word.replace(":", "-") for word in options.players)
         parts = [f"memory_maze_{options.size}x{options.size}", mix]
         if options.steps != DataOptions.steps:
             parts.append(f"steps{options.steps}")

@@ -1,6 +1,6 @@
 """Flags of every train script. Environments add their own groups."""
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -311,7 +311,12 @@ class TrainOptions(Ranged):
             object.__setattr__(self, name, named(getattr(self, name)))
 
     def check_typed(self, typed: Set[str]) -> None:
-        """Raise a `UserError` for a typed flag without effect on the learning rate."""
+        """Raise a `UserError` for a typed flag without effect on the learning rate or the first weights."""
+        if "initialisation" in typed and self.init_from is not None:
+            raise UserError(
+                f"--initialisation {self.initialisation}: --init_from {self.init_from} gives all weights; leave one of "
+                "them out"
+            )
         for name in _UNUSED.get(self.lr_schedule, ()):
             if name in typed and (value := getattr(self, name)) is not None:
                 raise UserError(
@@ -507,13 +512,18 @@ class ExperimentConfig:
     run: RunOptions = field(default_factory=RunOptions)
 
     def check_typed(self, typed: Set[str]) -> None:
-        """Raise a `UserError` for a typed form of attention if the mode has only one."""
-        if "attention" in typed and self.train.attention != "auto" and not MEMORIES[self.model.memory].memory.has_forms:
-            having = [name for name, mode in MODES.items() if MEMORIES[mode.memory].memory.has_forms]
-            raise UserError(
-                f"--attention {self.train.attention}: --model_mode {self.model.model_mode} does not use it; leave it "
-                f"out, or choose one of {', '.join(having)}"
-            )
+        """Raise a `UserError` for a typed form of attention, or compilation, that the mode does not have."""
+        used: dict[str, tuple[bool, Callable[[type[Memory]], bool]]] = {
+            "attention": (self.train.attention != "auto", lambda memory: memory.has_forms),
+            "compile": (self.train.compile, lambda memory: memory.compile is not Memory.compile),
+        }
+        for name, (asked, applies) in used.items():
+            if name in typed and asked and not applies(MEMORIES[self.model.memory].memory):
+                having = [mode for mode, entry in MODES.items() if applies(MEMORIES[entry.memory].memory)]
+                raise UserError(
+                    f"--{name} {str(getattr(self.train, name)).lower()}: --model_mode {self.model.model_mode} does not "
+                    f"use it; leave it out, or choose one of {', '.join(having)}"
+                )
 
     def validate(self) -> None:
         """Raise a UserError for invalid model sizes or initial states of windows."""

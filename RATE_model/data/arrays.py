@@ -49,6 +49,8 @@ def info_rows(values: np.ndarray, name: str, steps: int, owner: str) -> np.ndarr
         )
     if not values.size:
         raise UserError(f"{owner}: 'infos/{name}' has shape {values.shape}: give at least one number per step")
+    if values.dtype == np.uint64 and values.max() > np.iinfo(np.int64).max:
+        raise UserError(f"{owner}: 'infos/{name}' has {values.max()}; whole numbers must be int64, at most 2^63 - 1")
     with np.errstate(over="ignore"):
         rows = values.reshape(steps, -1).astype(np.float32 if values.dtype.kind == "f" else np.int64)
     beyond = np.isinf(rows) & np.isfinite(values.reshape(steps, -1))

@@ -15,6 +15,7 @@ episodes ``first`` to ``first + count - 1``. Environments with a plain `step` re
 from __future__ import annotations
 
 import filecmp
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -222,9 +223,15 @@ class DataMaker(ABC, Generic[Options]):
             with self.open(path):
                 self.check_given(path, options)
         paths = [self.ensure(options), *added]
-        for place, path in enumerate(paths[1:], 1):
-            if any(_same(path, other) for other in paths[:place]):  # else its validation episodes would be trained on
+        for place, path in enumerate(paths[1:], 1):  # else validation episodes would be trained on
+            if any(_same(path, other) for other in paths[:place]):
                 raise UserError(f"--add_data '{path}': is trained on already; name every file once")
+            for other in paths[:place]:
+                if both := self._episodes(path) & self._episodes(other):
+                    raise UserError(
+                        f"--add_data '{path}': {len(both)} of its episodes are in '{other}', too; add files of other "
+                        "episodes (a driver's files begin with the same ones)"
+                    )
         if getattr(options, "learn", "expert") == "recorded":
             for path in paths:
                 with self.open(path) as file:
@@ -232,6 +239,18 @@ class DataMaker(ABC, Generic[Options]):
                 if driver is not None:
                     print(f"note: in '{path}' the agent {driver} acts; --learn expert trains on the expert's labels")
         return paths
+
+    def _episodes(self, path: Path) -> set[tuple[int, bytes]]:
+        """What identifies the episodes of a file, their seeds and actions; empty without recorded seeds."""
+        with self.open(path) as file:
+            if "seed" not in file.info_names():
+                return set()
+            seeds = file.info("seed")[file.starts, 0].tolist()
+            ends = zip(file.starts.tolist(), (file.starts + file.lengths).tolist(), strict=True)
+            return {
+                (seed, hashlib.blake2b(file.actions[start:stop].tobytes(), digest_size=16).digest())
+                for seed, (start, stop) in zip(seeds, ends, strict=True)
+            }
 
     def check_named(self, options: Options) -> None:
         """Raise a UserError if data or an agent that the flags name does not exist; nothing is made or fetched."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from RATE_model.cli.aliases import ALIASES
 from RATE_model.cli.evaluation import print_table, recorded_flags
 from RATE_model.cli.limits import at_least, writable
 from RATE_model.cli.options import exit_on_user_error, flag_pairs, flag_words, to_flat_dict
+from RATE_model.cli.settings import TaskOptions
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.trajectories import FIRST_SEEN
 from RATE_model.diagnose import command
@@ -47,7 +48,7 @@ from RATE_model.training.runs import check_unowned
 
 NAME = "diagnosis"
 # Infos of any data that do not describe the step; probed only if named.
-_OF_THE_FILE = frozenset({"seed", FIRST_SEEN, "expert_action"})
+_OF_THE_FILE = frozenset({"seed", FIRST_SEEN.removeprefix(PREFIX), "expert_action"})
 SIDES = ("training", "held_out")
 
 
@@ -65,7 +66,8 @@ class Options:
     episodes: int = 50
     # First steps of each episode to use; none = all
     steps: int | None = None
-    # Use other data: its flags as flag=value of the train script, such as data_path=FILE. Values are split at spaces
+    # Use other data: its flags as flag=value of the train script, such as data_path=FILE (your own data: data=FILE).
+    # Values are split at spaces
     train: tuple[str, ...] = ()
     # Folder for the results; none = the run directory
     output: Path | None = None
@@ -145,12 +147,13 @@ def check_data_flags(changes: Sequence[str], environment: Environment) -> None:
     """Raise a `UserError` for changes, written flag=value, of the model or its training: they have no effect."""
     config = environment.config()
     without = {*to_flat_dict(config.model), *to_flat_dict(config.train), *to_flat_dict(config.run), "config"}
+    without |= {field.name for field in fields(TaskOptions)}
     for given, _ in flag_pairs(changes, flag="train"):
         name = given.replace("-", "_")
         if {**ALIASES, **environment.aliases}.get(name, name) in without:
             raise UserError(
                 f"--train {given}: the run is examined as it was trained; --train only chooses the data, for example "
-                "with data_path=FILE"
+                f"with {'data' if 'data' in to_flat_dict(config) else 'data_path'}=FILE"
             )
 
 
@@ -191,7 +194,9 @@ def probe(name: str, training: Recording, held_out: Recording, *, chosen: bool) 
     for source, sample in sources_of(training, name).items():
         if source in others and len(np.unique(sample.episode)) > 1:
             interval = Probe(kind, sample).score(others[source])
-            scores[source] = {key: round(float(getattr(interval, key)), 4) for key in ("value", "low", "high")}
+            numbers = {key: float(getattr(interval, key)) for key in ("value", "low", "high")}
+            if not np.isnan(numbers["value"]):
+                scores[source] = {key: None if np.isnan(x) else round(x, 4) for key, x in numbers.items()}
     return {
         "measure": "accuracy" if kind.kind.classes else "R2",
         "nothing_seen": round(baseline(kind, training.infos[name], held_out.infos[name]), 4),
@@ -203,10 +208,18 @@ def diagnose(options: Options) -> tuple[Path, dict[str, Any]]:
     """The run's directory and all measurements. Raises UserError."""
     examined = load(options)
     agent, run = examined.agent, examined.run
-    names = probed(options, examined.environment, examined.sides[0])
     since = infos_of([options.since] if options.since else [])
-    for flag, wanted in {"probes": names, "since": since, "oracle": [kind.name for kind in agent.spec.oracle]}.items():
+    for flag, wanted in {"since": since, "oracle": [kind.name for kind in agent.spec.oracle]}.items():
         examined = examined.with_infos(wanted, flag)
+    names = []
+    for name in probed(options, examined.environment, examined.sides[0]):
+        try:
+            examined = examined.with_infos([name], "probes")
+            names.append(name)
+        except UserError as error:
+            if options.probes:
+                raise
+            print(f"note: not probed: {error}")
     training, held_out = (record(agent, side, slide=examined.slide) for side in examined.sides)
     probes = {name: probe(name, training, held_out, chosen=bool(options.probes)) for name in names}
     found = {
@@ -255,18 +268,21 @@ def print_diagnosis(found: Mapping[str, Any]) -> None:
 
 
 def _print_bins(sides: Mapping[str, Any]) -> None:
-    training = {(each["from"], each["to"]): each for each in sides["training"]}
+    training, held_out = ({(each["from"], each["to"]): each for each in sides[side]} for side in SIDES)
     rows = []
-    for each in sides["held_out"]:
-        first, last = each["from"], each["to"]
-        seen = training.get((first, last), {})
-        numbers = (seen.get("loss"), each["loss"], seen.get("accuracy"), each["accuracy"])
+    for first, last in sorted(training | held_out):
+        both = training.get((first, last), {}), held_out.get((first, last), {})
+        numbers = (each.get(key) for key in ("loss", "accuracy") for each in both)
         rows.append([f"{first}" if first == last else f"{first} to {last}", *map(_number, numbers)])
     print_table(["", "training loss", "held-out loss", "training accuracy", "held-out accuracy"], rows)
 
 
-def _score(score: Mapping[str, float] | None) -> str:
-    return "" if score is None else f"{score['value']:.2f} ({score['low']:.2f} to {score['high']:.2f})"
+def _score(score: Mapping[str, float | None] | None) -> str:
+    if score is None:
+        return ""
+    if score["low"] is None:
+        return f"{score['value']:.2f} (one episode)"
+    return f"{score['value']:.2f} ({score['low']:.2f} to {score['high']:.2f})"
 
 
 def _number(value: float | None) -> str:

@@ -90,10 +90,10 @@ def _by(found: Recording, number: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _doubling(largest: int) -> Sequence[tuple[int, int]]:
-    """The bins 0, 1, 2, 3 to 4, 5 to 8, ..., as (first, last)."""
+    """The bins 0, 1, 2, 3 to 4, 5 to 8, ..., as (first, last), until one holds the largest number."""
     bins, first = [(0, 0), (1, 1)], 2
     while first <= largest:
-        bins.append((first, min(2 * (first - 1), largest)))
+        bins.append((first, 2 * (first - 1)))
         first = 2 * (first - 1) + 1
     return bins
 

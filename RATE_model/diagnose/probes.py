@@ -61,12 +61,18 @@ class Probe:
         self._fit(training, penalty)
 
     def score(self, held_out: Sample) -> Interval:
-        """R2 of real numbers, or accuracy of classes, with a 95 % interval over episodes."""
+        """R2 of real numbers, or accuracy of classes, with a 95 % interval over episodes.
+
+        NaN if no number is known; the interval also if there is only one episode.
+        """
         right, counted = self._share(held_out.thinned()).T
+        value = np.array(right.sum() / counted.sum() if counted.sum() > 0 else np.nan)
+        if len(right) < 2 or np.isnan(value):
+            return Interval(value, np.array(np.nan), np.array(np.nan))
         draws = np.random.default_rng(0).integers(len(right), size=(_RESAMPLES, len(right)))
         resampled = right[draws].sum(1) / np.maximum(counted[draws].sum(1), 1e-12)
         low, high = np.quantile(resampled, [0.025, 0.975])
-        return Interval(np.array(right.sum() / max(counted.sum(), 1e-12)), np.array(low), np.array(high))
+        return Interval(value, np.array(low), np.array(high))
 
     def _targets(self, rows: np.ndarray) -> np.ndarray:
         return self._kind.inputs(torch.from_numpy(rows)).numpy().astype(np.float64)

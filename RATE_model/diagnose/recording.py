@@ -35,7 +35,7 @@ class Recording:
     Attributes:
         episode, step: (S,) int64, the episode, and the step within it, from 0.
         hidden, knocked_out, observation: (S, d) float32, hidden states; the same with the memory knocked out before
-            every segment (None without memory); and the encoded observation of the step.
+            every segment (None without memory); and the encoded observation of the step, with what an oracle is told.
         infos: (S, n) float32 or int64 by name.
         targets: (S,) int64 or (S, A) float32, target actions; `actions`: actions taken.
         predictions: (S, num_actions) float32, logits or actions; `exchanged`: the same with past actions replaced by
@@ -150,7 +150,7 @@ def _of_batch(agent: Agent, batch: Batch, generator: torch.Generator, slide: int
     targets = on_device.targets
     found = {
         "hidden": flat(hidden.float()),
-        "observation": flat(torch.cat([agent.latents(piece.observations).float() for piece in _pieces(on_device)], 1)),
+        "observation": flat(torch.cat([_shown(agent, piece) for piece in _pieces(on_device)], 1)),
         "targets": flat(targets),
         "actions": flat(batch.actions),
         "predictions": flat(predictions),
@@ -168,10 +168,17 @@ def _of_batch(agent: Agent, batch: Batch, generator: torch.Generator, slide: int
 
 
 def _pieces(batch: Batch) -> Iterator[Batch]:
-    """Split a batch in time."""
+    """Observations and infos of a batch, split in time."""
     for start in range(0, batch.valid.shape[1], CHUNK):
         piece = slice(start, start + CHUNK)
-        yield replace(batch, observations=batch.observations[slice(None), piece], rtg=batch.rtg[:, piece])
+        infos = None if batch.infos is None else {name: values[:, piece] for name, values in batch.infos.items()}
+        yield replace(batch, observations=batch.observations[slice(None), piece], infos=infos)
+
+
+def _shown(agent: Agent, batch: Batch) -> Tensor:
+    """The encoded observations (B, T, d), with what an oracle is told."""
+    seen, told = agent.latents(batch.observations), agent.encoder.encode_infos(batch.infos)
+    return (seen if told is None else seen + told).float()
 
 
 def _by_segments(agent: Agent, batch: Batch, valid: Tensor, at_border: AtBorder | None) -> Tensor:

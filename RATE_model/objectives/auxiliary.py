@@ -31,7 +31,7 @@ from RATE_model.system.products import Linear
 
 NEXT_LATENT, RETURN = "next_latent", "return"
 WEIGHTS = (0.5,)  # default
-_LARGEST = torch.finfo(torch.float32).max
+_SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 def check_objectives(names: Sequence[str], weights: Sequence[float]) -> None:
@@ -48,8 +48,8 @@ def check_objectives(names: Sequence[str], weights: Sequence[float]) -> None:
     if not names and tuple(weights) != WEIGHTS:
         raise UserError("--aux_weight: has no effect without --aux; give objectives, or leave it out")
     for weight in weights:
-        if not 0 < weight <= _LARGEST:
-            raise UserError(f"--aux_weight {weight}: must be a finite float32 above 0")
+        if not _SMALLEST <= weight <= _LARGEST:
+            raise UserError(f"--aux_weight {weight}: must be a float32, from {_SMALLEST:.2g} to {_LARGEST:.2g}")
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,8 @@ class ReturnsPage:
                 defaults={"seeds": self.seeds},
             )
             keep_seeds(self.name, read_results(self.name, options), options)
+            for part in self.parts:  # before the first is trained
+                part.study.check_runs(options)
             document: dict[str, Entry] = {}
             for part in self.parts:
                 found = {

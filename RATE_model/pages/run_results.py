@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,9 +39,22 @@ class _OfRun(dict[str, Any]):
         raise self.damaged(f"it has no '{key}'")
 
 
+class _Figures(_OfRun):
+    """What eval/final.json holds; a figure that is missing or not a finite number is a UserError."""
+
+    def __getitem__(self, key: str) -> Any:
+        value = super().__getitem__(key)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise self.damaged(f"'{key}' is {json.dumps(value):.50}, not a number")
+        return value
+
+
 def final_results(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """The results of each run's final evaluation. Raises UserError for damaged ones, and for a missing key."""
-    return [_OfRun(path / "eval" / "final.json") for path in runs]
+    """The results of each run's final evaluation.
+
+    Raises UserError for damaged ones, and for a figure, read as `result[name]`, that is missing or not a number.
+    """
+    return [_Figures(path / "eval" / "final.json") for path in runs]
 
 
 def training_of(runs: Sequence[Path]) -> dict[str, Any]:
@@ -87,9 +101,24 @@ def play_again(
 
 def provenance(runs: Sequence[Path]) -> dict[str, Any]:
     """The origin of an entry: seeds, commits, and the date of the last run. Raises UserError for damaged files."""
-    starts = [start for path in runs for start in _OfRun(path / "environment.json")["starts"]]
+    starts: list[tuple[int, str, str]] = []
+    for record in (_OfRun(path / "environment.json") for path in runs):
+        try:
+            found = [
+                (
+                    int(start["seed"]),
+                    start["git"]["commit"] if start["git"] else "",
+                    start["started"][: len("2026-01-01")],
+                )
+                for start in record["starts"]
+            ]
+        except (TypeError, KeyError, ValueError):
+            found = []
+        if not found:
+            raise record.damaged("'starts' are not those of a run")
+        starts += found
     return {
-        "seeds": list(dict.fromkeys(start["seed"] for start in starts)),
-        "commit": sorted({start["git"]["commit"] for start in starts if start["git"]}),
-        "date": max(start["started"] for start in starts)[: len("2026-01-01")],
+        "seeds": list(dict.fromkeys(seed for seed, _, _ in starts)),
+        "commit": sorted({commit for _, commit, _ in starts if commit}),
+        "date": max(day for _, _, day in starts),
     }

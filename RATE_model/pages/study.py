@@ -19,7 +19,7 @@ from typing import Any
 
 from RATE_model.cli.aliases import canonical_flags
 from RATE_model.cli.experiment import BEFORE
-from RATE_model.cli.limits import at_least, at_most_processes, writable
+from RATE_model.cli.limits import MAX_SEED, at_least, at_most, at_most_processes, writable
 from RATE_model.cli.options import changeable_flags, close_matches, load_yaml, to_flat_dict
 from RATE_model.cli.training import check
 from RATE_model.environments.contract import Environment
@@ -53,6 +53,7 @@ class StudyOptions:
         if not self.seeds:
             raise UserError("--seeds is empty: give at least one seed")
         at_least(0, seeds=min(self.seeds))
+        at_most(MAX_SEED, seeds=max(self.seeds))
         if list(self.seeds) != list(range(self.seeds[0], self.seeds[-1] + 1)):
             raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: give consecutive seeds, such as 1 2 3")
         at_least(1, jobs=self.jobs)
@@ -204,9 +205,8 @@ class Study:
         first of a run that fails after the others have finished.
         """
         labels = self.chosen(models)
+        self.check_runs(options, labels)
         cells = [(label, seed) for label in labels for seed in options.seeds]
-        for label, seed in cells:
-            self.finished(label, seed, options)
         paths: dict[str, list[Path]] = {label: [] for label in labels}
         errors = []
         for label, done in self.run_each(options, cells):
@@ -217,6 +217,12 @@ class Study:
         if errors:
             raise errors[0]
         return paths
+
+    def check_runs(self, options: StudyOptions, labels: Iterable[str] | None = None) -> None:
+        """Raise a UserError for the first run of these models (None: all) that cannot be started or used."""
+        for label in self.models if labels is None else labels:
+            for seed in options.seeds:
+                self.finished(label, seed, options)
 
     def run_each(
         self, options: StudyOptions, cells: Sequence[tuple[str, int]]

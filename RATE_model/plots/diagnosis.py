@@ -46,7 +46,10 @@ def _draw_probes(axes: Axes, probes: Mapping[str, Any]) -> None:
     for number, source in enumerate(sources):
         places = np.array([place for place, each in enumerate(probes.values()) if source in each["scores"]])
         scores = [each["scores"][source] for each in probes.values() if source in each["scores"]]
-        value, low, high = (np.array([score[key] for score in scores]) for key in ("value", "low", "high"))
+        value, low, high = (
+            np.array([score["value"] if score[key] is None else score[key] for score in scores])
+            for key in ("value", "low", "high")
+        )
         shown = np.clip(value, 0, 1)
         errors = np.abs(np.stack([shown - np.clip(low, 0, 1), np.clip(high, 0, 1) - shown]))
         middle = places + (number - (len(sources) - 1) / 2) * width
@@ -61,13 +64,12 @@ def _draw_probes(axes: Axes, probes: Mapping[str, Any]) -> None:
 
 def _draw_bins(axes: Axes, sides: Mapping[str, Any], part: str) -> None:
     """The loss on both sides, in bins of doubling width."""
+    bins = sorted({(each["from"], each["to"]) for side in ("training", "held_out") for each in sides[side]})
     for number, side in enumerate(("training", "held_out")):
-        bins = sides[side]
-        axes.plot(
-            range(len(bins)), [each["loss"] for each in bins], "o-", color=COLOURS[number], label=side.replace("_", "-")
-        )
-    bins = sides["held_out"]
-    labels = [f"{each['from']}" if each["from"] == each["to"] else f"{each['from']}-{each['to']}" for each in bins]
+        places = [bins.index((each["from"], each["to"])) for each in sides[side]]
+        losses = [each["loss"] for each in sides[side]]
+        axes.plot(places, losses, "o-", color=COLOURS[number], label=side.replace("_", "-"))
+    labels = [f"{first}" if first == last else f"{first}-{last}" for first, last in bins]
     axes.set_xticks(range(len(bins)), labels, rotation=45, ha="right")
     event = f"steps since infos/{sides['info']}" if part == "by_time_since" else "step of the episode"
     axes.set(xlabel=event, ylabel="loss of actions", title="imitation")

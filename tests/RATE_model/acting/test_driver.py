@@ -169,6 +169,25 @@ def test_data_is_added(run, tmp_path):
             DATA.files(replace(options, add_data=added))
 
 
+def test_files_of_one_driver_share_episodes(run, tmp_path):
+    """A validation episode of one would be trained on with the other."""
+    few, many = (
+        make(DataOptions(**FLAGS | {"trajectories": count}, driver=run), tmp_path / f"{count}.h5") for count in (12, 16)
+    )
+    with pytest.raises(UserError, match=f"--add_data '{many}': 12 of its episodes are in '{few}', too"):
+        DATA.files(DataOptions(**FLAGS, data_path=few, add_data=(many,)))
+
+
+def test_the_players_of_a_mix_only_label_a_driver(run):
+    maze = importlib.import_module("MemoryMaze.MemoryMaze_src.dataset")
+    driven = maze.DataOptions(driver=run, mix=("explorer:0:0.4", "explorer:0.1:0.4", "planner:0:0.2"))
+    assert driven.recipe().mix == ("explorer:0:0.8", "planner:0:0.2")
+    with pytest.raises(UserError, match="--mix explorer:0.1:0.4: with --driver the agent acts"):
+        driven.check_typed({"mix"})
+    driven.check_typed(set())
+    assert maze.DataOptions().recipe().mix == maze.DEFAULT_MIX
+
+
 def test_added_data_is_opened_before_any_is_made(tmp_path):
     (tmp_path / "a.h5").write_text("text")
     with pytest.raises(UserError, match="a.h5' cannot be read"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from RATE_model.diagnose import recording as module
-from RATE_model.diagnose.__main__ import main
+from RATE_model.diagnose.__main__ import _print_bins, main
 from RATE_model.diagnose.imitation import by_step, by_time_since, copying
 from RATE_model.diagnose.probes import Probe, Sample, baseline
 from RATE_model.diagnose.recording import Recording, record, whole_episodes_of
@@ -18,6 +18,7 @@ from RATE_model.environments.find import environment_of
 from RATE_model.objectives.privileged import Privileged
 from RATE_model.own.api import train
 from RATE_model.own.dataset import Dataset
+from RATE_model.plots.diagnosis import diagnosis_figure
 from tests.RATE_model.own.toys import episodes
 from tests.RATE_model.training.test_stored_states import LENGTHS, make_agent, make_data
 from tests.small_models import K
@@ -60,6 +61,14 @@ def test_a_probe_of_many_features_is_regularised():
     training, held_out = samples(400, 200)
     score = Probe(Privileged.of("x", training.rows, flag="probes"), training).score(held_out)
     assert 0.1 < float(score.value) < 1
+
+
+def test_what_cannot_be_scored_has_no_score():
+    training, held_out = samples(5)
+    probe = Probe(Privileged.of("x", training.rows, flag="probes"), training)
+    alone = probe.score(replace(held_out, episode=np.zeros_like(held_out.episode)))
+    assert float(alone.value) > 0.99 and np.isnan(alone.low) and np.isnan(alone.high), "one episode: no interval"
+    assert np.isnan(probe.score(replace(held_out, rows=np.full_like(held_out.rows, np.nan))).value)
 
 
 def test_classes_are_scored_by_accuracy():
@@ -172,6 +181,25 @@ def test_continuous_actions_are_compared_by_their_error():
     assert found["copying_the_last_action"] == {"loss": pytest.approx((1 + 0.25) / 4)} and found["repeats"] == 0.5
 
 
+def test_bins_do_not_depend_on_the_longest_episode():
+    """Otherwise the last ones of training and of held-out episodes would not be compared."""
+    step = np.array([0, 1, 2, 3, 4, 5])
+    longer = by_hand(episode=np.zeros(6, dtype=np.int64), step=step)
+    assert [(each["from"], each["to"]) for each in by_step(longer)] == [(1, 1), (2, 2), (3, 4), (5, 8)]
+
+
+def test_tables_and_pictures_show_what_only_one_side_has(capsys):
+    def part(*bins):
+        return [{"from": a, "to": b, "steps": 1, "loss": float(b), "accuracy": None} for a, b in bins]
+
+    sides = {"training": part((1, 1), (3, 4)), "held_out": part((2, 2), (3, 4))}
+    _print_bins(sides)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["1", "2", "3"]
+    (axes,) = diagnosis_figure({"probes": {}, "by_step": sides}).axes
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[0, 2], [1, 2]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3-4"]
+
+
 def test_imitation_is_measured_by_step_and_since_an_event():
     steps = [(each["from"], each["to"], each["steps"], each["loss"]) for each in by_step(by_hand())]
     assert steps == [(1, 1, 2, 2.0), (2, 2, 2, 3.0), (3, 4, 2, 2.5)]
@@ -218,6 +246,7 @@ def test_a_run_is_diagnosed(run, capsys):
             ["--train", "model_mode=MLP"],
             "--train model_mode: the run is examined as it was trained; --train only chooses the data",
         ),
+        (["--train", "target_return=7"], "--train target_return: .*for example with data=FILE"),
         (["--train", "learning_rate=1"], "--train learning_rate: the run is examined as it was trained"),
         (["--train", "config=other.yaml"], "--train config: the run is examined as it was trained"),
         (["--train", "traning_share=0.5"], "did you mean"),
@@ -227,6 +256,18 @@ def test_wrong_arguments_are_reported(run, capsys, flags, message):
     with pytest.raises(SystemExit):
         main([str(run[0]), "--train", f"data={run[1]}", *flags])
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_an_array_that_cannot_be_probed_is_named_and_left_out(run, capsys):
+    made = episodes(20)
+    for episode in made:
+        episode["infos"] = {"bit": np.full(4, episode["observations"][0, 0] > 0), "huge": np.full(4, 1e299)}
+    data = Dataset.from_episodes(made).to_hdf5(run[1].with_name("huge.h5"))
+    main([str(run[0]), "--train", f"data={data}", "--output", str(run[1].with_name("out"))])
+    said = capsys.readouterr().out
+    assert re.search("note: not probed: .*'infos/huge' has 1e.299", said) and "infos/bit" in said
+    with pytest.raises(SystemExit):
+        main([str(run[0]), "--train", f"data={data}", "--probes", "infos/huge"])
 
 
 def test_other_data_is_loaded_again(run):

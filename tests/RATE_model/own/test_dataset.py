@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from RATE_model.data.arrays import info_rows
 from RATE_model.data.minari import read_minari
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
@@ -596,3 +597,15 @@ def test_unmarked_truncations_end_at_the_limit_of_the_environment(tmp_path, caps
     assert "3 episodes" in repr(known) and "end after 200 steps" in capsys.readouterr().out
     Dataset.from_hdf5(path)
     assert "'timeouts', which are never set" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "x y", 3])
+def test_names_of_infos_are_those_of_files(name):
+    episode = {"observations": np.zeros((2, 3)), "actions": np.zeros(2, dtype=np.int64), "rewards": np.zeros(2)}
+    with pytest.raises(UserError, match="'infos' has the name .*; names are texts without / and spaces"):
+        Dataset.from_episodes([episode | {"infos": {name: np.zeros(2)}}])
+
+
+def test_whole_numbers_beyond_int64_are_refused():
+    with pytest.raises(UserError, match="'infos/x' has 9223372036854775808; whole numbers must be int64"):
+        info_rows(np.array([2**63], dtype=np.uint64), "x", 1, "the data")

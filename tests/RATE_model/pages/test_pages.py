@@ -126,6 +126,9 @@ def test_a_start_that_did_not_end_has_no_results(tmp_path):
         ("eval/final.json", "[]", "it holds list"),
         ("environment.json", "", "cannot be used"),
         ("environment.json", "{}", "it has no 'starts'"),
+        ("environment.json", '{"starts": []}', "'starts' are not those of a run"),
+        ("environment.json", '{"starts": 3}', "'starts' are not those of a run"),
+        ("environment.json", '{"starts": [{}]}', "'starts' are not those of a run"),
     ],
 )
 def test_damaged_files_of_a_finished_run_are_reported_before_training(file, text, words, tmp_path):
@@ -140,6 +143,11 @@ def test_a_figure_that_a_run_lacks_is_named(tmp_path):
     (found,) = final_results([finished(tmp_path)])
     with pytest.raises(UserError, match="eval/final.json: cannot be used .it has no 'eval_return'"):
         found["eval_return"]
+    for value in ("x", None, [1]):
+        (tmp_path / "eval" / "final.json").write_text(json.dumps({"eval_return": value}))
+        (found,) = final_results([tmp_path])
+        with pytest.raises(UserError, match="'eval_return' is .*, not a number"):
+            found["eval_return"]
 
 
 def finished(run: Path) -> Path:
