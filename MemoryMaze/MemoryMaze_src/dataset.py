@@ -71,8 +71,8 @@ class DataOptions(DAggerOptions):
     steps: Steps = 1000
     # Players, as EXPERT:NOISE:SHARE; NOISE is the probability of a random action, SHARE the share of episodes
     mix: Annotated[tuple[str, ...], Check(PlayerOfMix.of)] = DEFAULT_MIX
-    # Share of the time in which the players walk to a random ball, maybe the target: expert data with perturbations
-    # (DART)
+    # Share of the time in which the players walk to a random ball, maybe the target: expert data with
+    # perturbations (DART)
     perturbation: Probability = 0.0
     # Targets at every step: recorded = the action taken, expert = the action that the player would have taken without
     # errors. Files hold both

@@ -203,7 +203,7 @@ class MinigridMemory(Environment):
         """Success at the largest final size and at the checkpoint sizes, under both caps."""
         task = config.task
         names = [f"FINAL_Success_rate_l_{size}" for size in task.final_sizes[-1:]]
-        names += [f"Success_rate_l_{size}" for size in task.eval_sizes]
+        names += [f"Success_rate_l_{size}" for size in task.eval_sizes if size not in task.final_sizes[-1:]]
         caps = {"": f"within {task.episode_timeout} steps", "_expert_cap": ""}
         return {f"{name}{cap}": said for name in names for cap, said in caps.items()}
 

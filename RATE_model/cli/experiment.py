@@ -261,7 +261,7 @@ def _say_of_rewards(data: WindowDataset) -> None:
     if lowest == highest:
         print(
             f"note: all rewards are {lowest:g}: returns only depend on the length of a trajectory; "
-            "--condition none leaves them out",
+            '--condition none (in Python: condition="none") leaves them out',
             flush=True,
         )
 

@@ -129,6 +129,8 @@ def finish(environment: Environment, agent: Agent, config: Any, run: Run, result
     found = "".join(
         f"{name} {_rounded(result[name])}{said and f' ({said})'}, " for name, said in shown.items() if name in result
     )
+    if result.get("all_stages_solved") is False:
+        found += "not all stages of the curriculum solved, "
     print(
         f"{run.directory}: {found}trained in {result['train_seconds']:.0f} s; all results in eval/final.json, "
         "pictures in plots/"

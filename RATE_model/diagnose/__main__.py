@@ -50,6 +50,7 @@ NAME = "diagnosis"
 # Infos of any data that do not describe the step; probed only if named.
 _OF_THE_FILE = frozenset({"seed", FIRST_SEEN.removeprefix(PREFIX), "expert_action"})
 SIDES = ("training", "held_out")
+_FEW_EPISODES = 10  # below which intervals over episodes are unreliable
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def read_options(argv: Sequence[str] | None = None) -> Options:
     return command.read_options(
         Options,
         argv,
-        prog="python3 -m RATE_model.diagnose",
+        prog="python3 -m RATE_model.diagnose RUN",
         description="Measure what a run's memory knows, how much it copies past actions, and where imitation fails.",
     )
 
@@ -222,6 +223,7 @@ def diagnose(options: Options) -> tuple[Path, dict[str, Any]]:
             print(f"note: not probed: {error}")
     training, held_out = (record(agent, side, slide=examined.slide) for side in examined.sides)
     probes = {name: probe(name, training, held_out, chosen=bool(options.probes)) for name in names}
+    print_doubts(probes, training, held_out)
     found = {
         "run": str(run),
         "checkpoint": examined.checkpoint.name,
@@ -237,6 +239,16 @@ def diagnose(options: Options) -> tuple[Path, dict[str, Any]]:
             **{side: by_time_since(each, name) for side, each in zip(SIDES, (training, held_out), strict=True)},
         }
     return run, found
+
+
+def print_doubts(probes: Mapping[str, Any], training: Recording, held_out: Recording) -> None:
+    """Print why scores of probes may say little."""
+    if any(probes.values()) and held_out.episodes < _FEW_EPISODES:
+        print(f"note: {held_out.episodes} held-out episodes are few for scores of probes; more data has more")
+    for name, found in probes.items():
+        for side, each in zip(SIDES, (training, held_out), strict=True):
+            if found and found["measure"] == "accuracy" and len(np.unique(each.infos[name], axis=0)) == 1:
+                print(f"note: {PREFIX}{name} has a single value in the {side.replace('_', '-')} episodes")
 
 
 def print_diagnosis(found: Mapping[str, Any]) -> None:

@@ -397,7 +397,7 @@ def read_options(argv: Sequence[str] | None = None) -> Options:
     return command.read_options(
         Options,
         argv,
-        prog="python3 -m RATE_model.diagnose.retention",
+        prog="python3 -m RATE_model.diagnose.retention RUN",
         description="Measure how long a run's agent remembers, and why it stops.",
     )
 

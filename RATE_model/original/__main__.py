@@ -39,7 +39,7 @@ _FLAGS = ("model_mode", "context_length", "n_head_ca", "mrv_act", "mem_len", "ar
 def parser() -> ArgumentParser:
     """The command's flags."""
     parser = ArgumentParser(
-        prog="python -m RATE_model.original",
+        prog="python3 -m RATE_model.original",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -133,7 +133,11 @@ class OwnEnvironment(Environment):
     def check(self, config: Config) -> None:
         """Check that there is data, and that the environment can be made and matches it."""
         if self._data is None:
-            raise UserError("--data is missing: give an HDF5 file, a folder of .npz files, or a Minari dataset")
+            raise UserError(
+                "--data is missing: give an HDF5 file, a folder of .npz files, or a Minari dataset. A run that Python "
+                "trained does not store its data: save it with Dataset.to_hdf5, and name the file (for diagnose, "
+                "--train data=FILE)"
+            )
         if config.task.last_inference or config.task.online_inference:
             with closing(self.make(None, config.task)) as environment:
                 seen, acted = environment.observation_space, environment.action_space

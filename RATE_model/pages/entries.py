@@ -13,6 +13,7 @@ from typing import Any
 from RATE_model.errors import UserError
 from RATE_model.pages.checks import require_figures
 from RATE_model.pages.page_file import read_page, read_results
+from RATE_model.pages.run_results import span_of_days
 from RATE_model.pages.study import VALUES, PageOptions, Study, StudyOptions
 
 
@@ -137,7 +138,7 @@ def with_seeds(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]
     return {
         **{name: joined([entry.get(name, first[name]) for entry, _ in sources]) for name in known},
         "commit": sorted({commit for entry in entries for commit in entry["commit"]}),
-    } | ({"date": max(dates)} if dates else {})
+    } | ({"date": span_of_days(dates)} if dates else {})
 
 
 def join_pages(

@@ -100,7 +100,7 @@ def play_again(
 
 
 def provenance(runs: Sequence[Path]) -> dict[str, Any]:
-    """The origin of an entry: seeds, commits, and the date of the last run. Raises UserError for damaged files."""
+    """The origin of an entry: seeds, commits, and the days of the runs. Raises UserError for damaged files."""
     starts: list[tuple[int, str, str]] = []
     for record in (_OfRun(path / "environment.json") for path in runs):
         try:
@@ -120,5 +120,11 @@ def provenance(runs: Sequence[Path]) -> dict[str, Any]:
     return {
         "seeds": list(dict.fromkeys(seed for seed, _, _ in starts)),
         "commit": sorted({commit for _, commit, _ in starts if commit}),
-        "date": max(day for _, _, day in starts),
+        "date": span_of_days([day for _, _, day in starts]),
     }
+
+
+def span_of_days(days: Sequence[str]) -> str:
+    """The first and the last of some days or spans of days: "2026-01-01", or "2026-01-01 to 2026-01-03"."""
+    every = sorted(day for span in days for day in span.split(" to "))
+    return every[0] if every[0] == every[-1] else f"{every[0]} to {every[-1]}"

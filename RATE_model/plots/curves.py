@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from RATE_model.errors import UserError, error_reason
-from RATE_model.plots.style import COLOURS, GREY, save, style
+from RATE_model.plots.style import COLOURS, GREY, logarithmic_if_wide, save, style
 
 _FEW = 20
 _VALIDATION = {"marker": "o", "markersize": 5.5, "markerfacecolor": "white", "markeredgewidth": 1.4}
@@ -34,7 +34,7 @@ def plot_curves(
     Args:
         metrics_files: `{label: path of a metrics.jsonl}`.
         path: of the PNG.
-        names: metrics; those that no file has are skipped. Names with "loss" get a logarithmic axis.
+        names: metrics; those that no file has are skipped. Losses that span a decade get a logarithmic axis.
         title: title of the figure.
 
     Raises:
@@ -92,7 +92,7 @@ def curves_figure(
                 _curve(axes, rows, name, label, colour)
                 _mark_stages(axes, rows, colour if len(runs) > 1 else None, named=axes is panels[0])
             if "loss" in name:
-                axes.set_yscale("log")
+                logarithmic_if_wide(axes)
             elif name.endswith(("acc", "accuracy")):
                 low, _ = axes.get_ylim()
                 axes.set_ylim(max(-0.03, low), 1.02)  # late and small gains must not look flat

@@ -27,7 +27,7 @@ def plot_diagnosis(found: Mapping[str, Any], path: Path) -> Path:
 def diagnosis_figure(found: Mapping[str, Any]) -> Figure:
     """The figure of `plot_diagnosis`."""
     parts = [part for part in ("probes", "by_step", "by_time_since") if found.get(part)]
-    widths = [1.5 + 0.9 * len(found["probes"]) if part == "probes" else 4.5 for part in parts]
+    widths = [max(4.5, 1.5 + 0.9 * len(found["probes"])) if part == "probes" else 4.5 for part in parts]
     with style():
         figure = Figure(figsize=(max(5.0, sum(widths)), 4.4), layout="constrained")
         panels = figure.subplots(1, len(parts), width_ratios=widths, squeeze=False)[0]
@@ -58,8 +58,8 @@ def _draw_probes(axes: Axes, probes: Mapping[str, Any]) -> None:
         axes.hlines(each["nothing_seen"], place - 0.45, place + 0.45, color="black", linestyle=":")
     labels = [f"{name}\n({each['measure']})" for name, each in probes.items()]
     axes.set_xticks(range(len(probes)), labels, rotation=30, ha="right")
-    axes.set(ylim=(0, 1.02), title="read by a linear probe; dotted: nothing seen")
-    axes.legend(fontsize=8)
+    axes.set(ylim=(0, 1.02), title="read by a linear probe\n(dotted: nothing seen)")
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncol=2)
 
 
 def _draw_bins(axes: Axes, sides: Mapping[str, Any], part: str) -> None:

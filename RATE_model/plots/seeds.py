@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from RATE_model.errors import UserError
 from RATE_model.plots.curves import read_metrics
-from RATE_model.plots.style import COLOURS, GREY, save, style
+from RATE_model.plots.style import COLOURS, GREY, logarithmic_if_wide, save, style
 from RATE_model.protocol.statistics import bootstrap, mean
 
 # {group: {seed or run: lines of metrics}}
@@ -91,7 +91,7 @@ def seeds_figure(groups: Groups, metrics: Sequence[str]) -> Figure:
             axes.grid(axis="y")
             axes.margins(x=0.02)
             if "loss" in name and positive:
-                axes.set_yscale("log")
+                logarithmic_if_wide(axes)
         panels[-1].set_xlabel("optimizer step")
         if several:
             panels[0].set_title("mean over seeds, 95 % bootstrap interval", color=GREY, fontsize=9)

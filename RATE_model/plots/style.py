@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from RATE_model.errors import UserError
@@ -61,3 +62,10 @@ def save(figure: Figure, path: Path) -> Path:
     except OSError as error:
         raise UserError(f"the figure {path} cannot be written: {error.strerror or error}") from error
     return path
+
+
+def logarithmic_if_wide(axes: Axes) -> None:
+    """A logarithmic vertical axis if the data is positive and spans a decade: ticks within one are hard to read."""
+    low, high = axes.dataLim.intervaly
+    if 0 < 10 * low <= high:
+        axes.set_yscale("log")

@@ -125,7 +125,7 @@ def read_options(argv: Sequence[str] | None = None) -> Options:
     return parse_options(
         Options,
         argv=[*(["--runs", *words[:first]] if first else []), *words[first:]],
-        prog="python3 -m RATE_model.report",
+        prog="python3 -m RATE_model.report RUN",
         description="Write one HTML page about one or more runs: curves, results and an episode to step through.",
     )
 

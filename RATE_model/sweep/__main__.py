@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(sweep: Sweep, arguments: argparse.Namespace, settings: dict[str, str]) -> None:
     """Run or submit unfinished jobs."""
     print(
-        f"{len(sweep.jobs)} commands in {sweep.folder}; for their status: --status --folder {sweep.folder}", flush=True
+        f"{len(sweep.jobs)} commands in {sweep.folder}; for their status: python3 -m RATE_model.sweep --folder "
+        f"{sweep.folder} --status",
+        flush=True,
     )
     if arguments.executor == "local":
         try:
@@ -63,7 +65,8 @@ def table(sweep: Sweep) -> str:
     lines = []
     for job, state in states.items():
         record = sweep.record(job)
-        spent = f"{record.attempts} attempts, {record.seconds / 60:.1f} min" if record.attempts else ""
+        attempts = f"{record.attempts} attempt{'s' * (record.attempts > 1)}"
+        spent = f"{attempts}, {record.seconds / 60:.1f} min" if record.attempts else ""
         lines.append(f"{job.name:<{width}}  {state:<8} {spent}".rstrip())
         if state == "failed":
             lines += [f"    {one_line(line)}" for line in sweep.last_lines(job, _LINES)]

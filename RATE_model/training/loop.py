@@ -147,7 +147,7 @@ class Fit:
             pin_memory=self.trainer.model.device.type == "cuda",
         )
         bar = progress_bar(
-            desc=f"{segments} segments",
+            desc=f"{segments} segment{'s' * (segments > 1)}",
             unit="batch",
             initial=self.epoch * len(sampler) + self.batch,
             total=self.curriculum.epochs_of_stage and self.curriculum.epochs_of_stage * len(sampler),

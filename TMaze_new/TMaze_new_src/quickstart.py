@@ -72,8 +72,12 @@ def start(name: str, options: Options) -> subprocess.Popen[bytes]:
 def train_all(options: Options) -> dict[str, Path]:
     """Train all models side by side; returns their run directories."""
     processes = {name: start(name, options) for name in MODELS}
+    first, *others = MODELS
+    print(f"{first}'s progress follows; {', '.join(others)} writes {options.output_dir}/NAME.log", flush=True)
     try:
         for name, process in processes.items():
+            if name != first and process.poll() is None:
+                print(f"waiting for {name}: {options.output_dir / name}.log", flush=True)
             if process.wait():
                 raise UserError(f"training {name} failed with exit code {process.returncode}; see the messages above "
                                 f"or {options.output_dir / (name + '.log')}")  # fmt: skip

@@ -18,7 +18,7 @@ from RATE_model.plots.curves import curves_figure, read_metrics
 from RATE_model.plots.gates import gates_figure
 from RATE_model.plots.memory import memory_figure, memory_tokens, principal_plane, similarity_to_first
 from RATE_model.plots.returns import returns_figure
-from RATE_model.plots.style import save
+from RATE_model.plots.style import logarithmic_if_wide, save
 from RATE_model.plots.success import panels_figure, success_figure
 from tests.small_models import K, random_inputs, small_model
 
@@ -154,7 +154,17 @@ def test_curves_are_the_metrics_against_the_step(tmp_path):
     np.testing.assert_allclose(line(accuracy, "run").get_ydata(), [0.1 * i for i in range(1, 8)])
     validation = [other for other in loss.lines if other.get_gid() == "validation"]
     np.testing.assert_allclose(validation[0].get_xydata(), [[70, 0.2]])
-    assert loss.get_yscale() == "log" and accuracy.get_yscale() == "linear"
+    assert loss.get_yscale() == "linear" == accuracy.get_yscale(), "less than a decade"
+
+
+def test_losses_that_span_a_decade_have_a_logarithmic_axis():
+    scales = []
+    for values in ([1.0, 0.1], [1.0, 0.2], [1.0, 0.0], [1.0, -1.0]):
+        axes = Figure().subplots()
+        axes.plot(values)
+        logarithmic_if_wide(axes)
+        scales.append(axes.get_yscale())
+    assert scales == ["log", "linear", "linear", "linear"]
 
 
 def test_stages_of_one_run_are_shaded_of_two_marked():

@@ -173,8 +173,8 @@ class RATEOptions(MemoryOptions):
     # Cached hidden states of earlier segments, in tokens; 0 = none
     mem_len: int = 0
     # Memory retention valve: combines the old memory with what a segment wrote. CA-2: the old memory attends to the
-    # written tokens (published); CA-1: the reverse; G, GRU, LSTM: gates; FSQ: the written tokens, rounded to -1, 0 or
-    # 1, replace the old memory (recommended for several facts, kept for long); none: they replace it unchanged
+    # written tokens (published); CA-1: the reverse; G, GRU, LSTM: gates; FSQ: the written tokens, rounded to
+    # -1, 0 or 1, replace the old memory (recommended for several facts, kept for long); none: they replace it unchanged
     mrv: Valve = "CA-2"
     # Heads of an attention valve (CA-2, CA-1); 0 = no valve
     n_head_ca: int = 4

@@ -255,7 +255,8 @@ def page_entry(seeds, score, **more):
 def test_seeds_join_an_entry_one_by_one():
     old = page_entry([2, 1], 0.5)
     new = page_entry([3, 2], 1.0, size=6, commit=["b"], date="2026-01-02", command="train.py")
-    joined = {"size": 5, "seeds": [1, 2, 3], "commit": ["a", "b"], "date": "2026-01-02", "command": "train.py"}
+    joined = {"size": 5, "seeds": [1, 2, 3], "commit": ["a", "b"], "command": "train.py"}
+    joined["date"] = "2026-01-01 to 2026-01-02"
     assert with_seeds(old, new) == joined | {"scores": {"9": [0.5, 1.0, 1.0]}}
     assert with_seeds({}, new)["seeds"] == [2, 3] and with_seeds(old, {})["scores"] == {"9": [0.5, 0.5]}
     assert missing_seeds(old, [1, 2, 3]) == [3] and missing_seeds({}, [1, 2]) == [1, 2]
@@ -450,9 +451,11 @@ def test_entries_record_their_origin(tmp_path):
         (tmp_path / str(seed)).mkdir()
         (tmp_path / str(seed) / "environment.json").write_text(json.dumps({"starts": [start, start]}))
     found = provenance([tmp_path / "1", tmp_path / "2"])
-    assert found == {"seeds": [1, 2], "commit": ["c" * 40], "date": "2026-01-03"}
+    assert found == {"seeds": [1, 2], "commit": ["c" * 40], "date": "2026-01-02 to 2026-01-03"}
     trained = {"parameters": 9, "optimizer_steps": [10, 20], "train_seconds": [1.0, 3.0]}
-    assert f"| A | 9 | 15 ± 5 | 2 ± 1 | {'c' * 12} | 2026-01-03 |" in training_table({"A": trained | found, "B": found})
+    assert f"| A | 9 | 15 ± 5 | 2 ± 1 | {'c' * 12} | 2026-01-02 to 2026-01-03 |" in training_table(
+        {"A": trained | found, "B": found}
+    )
 
 
 @pytest.mark.parametrize(

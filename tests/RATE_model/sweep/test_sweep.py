@@ -111,7 +111,7 @@ def test_jobs_run_exactly_once(command, capsys):
     sweep = made(command)
     assert finished(sweep) == [1] * 4 and capsys.readouterr().out.count("started") == 4
     assert main(["--status", "--folder", "sweep"]) == 0
-    assert "rate=0.1_seed=1  done     1 attempts" in (said := capsys.readouterr().out) and said.endswith("4 done\n")
+    assert "rate=0.1_seed=1  done     1 attempt," in (said := capsys.readouterr().out) and said.endswith("4 done\n")
     assert main([*flags[:2], "1-3", *flags[3:]]) == 0  # another seed
     assert finished(made(command, "1-3")) == [1] * 6
 
