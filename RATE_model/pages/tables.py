@@ -21,7 +21,7 @@ def origin(document: Mapping[str, Mapping[str, Any]]) -> str:
         if "commit" in entry:
             by_day.setdefault(entry.get("date", "an unrecorded date"), set()).update(entry["commit"])
     phrases = [
-        (f"at commit {', '.join(sorted(commit[:12] for commit in known))} " if known else "") + f"on {day}"
+        (f"at commit {', '.join(sorted(commit[:12] for commit in known))} " if known else "") + (f"from {day}" if " to " in day else f"on {day}")
         for day, known in sorted(by_day.items())
     ]
     return " and ".join(phrases) or f"on {date.today()}"

@@ -213,6 +213,8 @@ def test_origin_lists_commits_by_date():
     }
     dated = f"at commit {'b' * 12} on 2026-01-01 and at commit {'a' * 12} on 2026-02-02"
     assert origin(document) == dated
+    spans = {"e": {"commit": ["e" * 40], "date": "2026-02-02 to 2026-02-03"}}
+    assert origin(spans) == f"at commit {'e' * 12} from 2026-02-02 to 2026-02-03"
     old = {"d": {"commit": ["d" * 40]}}
     assert origin(document | old) == f"{dated} and at commit {'d' * 12} on an unrecorded date"
 
