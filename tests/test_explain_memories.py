@@ -13,13 +13,13 @@ def found(wrong_from: int = 10_000, **changes) -> dict:
     """Measurements of a run that is right at shorter lengths; its hint is gone."""
     cases = SECTIONS["tmaze"].cases
     return {
-        "pairs": 16, "trained_steps": 90, "trained_case": 90, "measure": "success", "reach": None,
+        "trained_steps": 90, "trained_case": 90, "measure": "success", "reach": None,
         "by_case": [
             {"case": case, "steps": case - 1, "outcome": 1.0 if case < wrong_from else 0.5, "gradient": 0.25}
             for case in cases
         ],
         "by_step": [
-            {"step": step, "distance": 1 / step, "fitted_in_training": 0.5, "fitted_here": 0.5}
+            {"step": step, "pairs": 16, "distance": 1 / step, "fitted_in_training": 0.5, "fitted_here": 0.5}
             for step in (10, 80, 250, 9590)
         ],
         "commit": ["0123456789abcdef"], "date": "2026-01-01",

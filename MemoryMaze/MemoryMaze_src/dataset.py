@@ -98,15 +98,14 @@ class DataOptions(DAggerOptions):
         super().validate()
         if not self.mix:
             raise UserError("--mix: name at least one player, such as explorer:0.1:1")
+        noisy = [text for text in self.mix if PlayerOfMix.of(text).noise]
+        if self.driver is not None and noisy and self.mix != DEFAULT_MIX:
+            raise UserError(
+                f"--mix {noisy[0]}: with --driver the agent acts, and players only label; give them a NOISE of 0"
+            )
 
     def check_typed(self, typed: Set[str]) -> None:
-        """Raise a UserError for a typed --alignment if there is nothing to convert, or noise if an agent acts."""
-        if "mix" in typed and self.driver is not None:
-            for text in self.mix:
-                if PlayerOfMix.of(text).noise:
-                    raise UserError(
-                        f"--mix {text}: with --driver the agent acts, and players only label; give them a NOISE of 0"
-                    )
+        """Raise a UserError for a typed --alignment if there is nothing to convert."""
         if "alignment" in typed and ((given := DATA.source(self)) is None or given[0].is_file()):
             raise UserError(
                 f"--alignment {self.alignment}: only applies to a folder of episodes to convert; name it with "

@@ -277,9 +277,8 @@ class TrainOptions(Ranged):
     # Share of past actions replaced by random ones in training, against a model that copies its past actions instead of
     # looking at the observation; 0 = none (published)
     action_noise: Probability = 0.0
-    # Auxiliary objectives of the hidden states, in training only: next_latent (the encoded next observation), or
-    # return (the return-to-go), or infos/NAME (an array of the data: floats by squared error, integers by
-    # cross-entropy)
+    # Auxiliary objectives of the hidden states, in training only. next_latent: the encoded next observation; return:
+    # the return-to-go; infos/NAME: an array of the data, floats by squared error and integers by cross-entropy
     aux: tuple[str, ...] = ()
     # Weights of the auxiliary losses; the action loss has weight 1. One for all, or one each
     aux_weight: tuple[float, ...] = WEIGHTS
@@ -293,8 +292,8 @@ class TrainOptions(Ranged):
     precision: Precision = "32"
     # Compile the model; on a GPU also capture training and acting as CUDA graphs. Pays off in long runs
     compile: Boolean = False
-    # How the RATE family computes attention in training: auto (by device and size), shared, blocks (a CPU only), or
-    # whole (GPUs), or fused (GPUs, long segments). Results differ by rounding; see docs/speed.md
+    # How the RATE family computes attention in training. auto: by device and size; shared: everywhere; blocks: CPUs
+    # only; whole: for GPUs; fused: for GPUs and long segments. Results differ by rounding; see docs/speed.md
     attention: Literal["auto", "shared", "blocks", "whole", "fused"] = changeable("auto")
     # Data loading processes; 0 = none, best for small data
     num_workers: Natural = changeable(0)

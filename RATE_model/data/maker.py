@@ -15,6 +15,7 @@ episodes ``first`` to ``first + count - 1``. Environments with a plain `step` re
 from __future__ import annotations
 
 import filecmp
+import functools
 import hashlib
 import os
 from abc import ABC, abstractmethod
@@ -223,11 +224,12 @@ class DataMaker(ABC, Generic[Options]):
             with self.open(path):
                 self.check_given(path, options)
         paths = [self.ensure(options), *added]
+        episodes = functools.cache(self._episodes)
         for place, path in enumerate(paths[1:], 1):  # else validation episodes would be trained on
             if any(_same(path, other) for other in paths[:place]):
                 raise UserError(f"--add_data '{path}': is trained on already; name every file once")
             for other in paths[:place]:
-                if both := self._episodes(path) & self._episodes(other):
+                if both := episodes(path) & episodes(other):
                     raise UserError(
                         f"--add_data '{path}': {len(both)} of its episodes are in '{other}', too; add files of other "
                         "episodes (a driver's files begin with the same ones)"

@@ -244,7 +244,7 @@ def diagnose(options: Options) -> tuple[Path, dict[str, Any]]:
 def print_doubts(probes: Mapping[str, Any], training: Recording, held_out: Recording) -> None:
     """Print why scores of probes may say little."""
     if any(probes.values()) and held_out.episodes < _FEW_EPISODES:
-        print(f"note: {held_out.episodes} held-out episodes are few for scores of probes; more data has more")
+        print(f"note: only {held_out.episodes} held-out episodes: their scores are uncertain; use data with more")
     for name, found in probes.items():
         for side, each in zip(SIDES, (training, held_out), strict=True):
             if found and found["measure"] == "accuracy" and len(np.unique(each.infos[name], axis=0)) == 1:

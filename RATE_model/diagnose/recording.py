@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -210,10 +210,9 @@ def _by_segments(agent: Agent, batch: Batch, valid: Tensor, at_border: AtBorder 
 def _step_by_step(agent: Agent, batch: Batch, at_border: AtBorder | None, slide: int) -> Tensor:
     """The same, as an `Actor` computes them. Padding on the right comes after an episode and changes nothing."""
     memory, found = agent.memory, []
-    borders = count(memory.segment, memory.segment)
 
     def transform(state: State, initial: State) -> State:
-        return state if at_border is None else at_border(next(borders), state)
+        return state if at_border is None else at_border(len(found), state)
 
     stepper = memory.stepper(len(batch), StepOptions(slide=slide, transform=transform), agent.encoder.parameter_dtype)
     oracle = agent.encoder.encode_infos(batch.infos)

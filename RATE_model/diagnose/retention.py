@@ -42,7 +42,7 @@ from RATE_model.training.checkpoints import resolve_checkpoint, run_of
 from RATE_model.training.runs import check_unowned
 
 NAME = "retention"
-# Segment borders at which the memory is examined, evenly on a logarithmic scale.
+# Borders at which the memory is examined, evenly on a logarithmic scale.
 _BORDERS = 28
 # Success from here on counts as right; a probe's accuracy below the second as chance.
 RIGHT, GUESSING = 0.95, 0.75
@@ -88,31 +88,41 @@ class Options:
 
 
 class Snapshots:
-    """A memory transform that changes nothing, and keeps the memory at some segment borders.
+    """A memory transform that changes nothing, and keeps the memory at some borders.
 
     Args:
         memory: whose states they are.
-        steps: multiples of the memory's segment.
+        every: all borders, ascending.
+        steps: those to keep.
 
     Attributes:
         found: step -> all real numbers of the memory, `(B, n)`; empty for a memory that passes nothing on.
     """
 
-    def __init__(self, memory: Memory, steps: Sequence[int]) -> None:
-        self._room, self._segment, self._steps, self._step = memory.largest_state(), memory.segment, set(steps), 0
+    def __init__(self, memory: Memory, every: Iterable[int], steps: Sequence[int]) -> None:
+        self._largest, self._every, self._steps = memory.largest_state(), iter(every), set(steps)
         self.found: dict[int, np.ndarray] = {}
 
     def __call__(self, memory: State, initial: State) -> State:
-        self._step += self._segment
-        if self._step in self._steps and (vector := vector_of(memory.fitted(self._room))) is not None:
-            self.found[self._step] = vector
+        step = next(self._every, None)
+        if step in self._steps and (vector := vector_of(memory.fitted(self._largest))) is not None:
+            self.found[step] = vector
         return memory
 
 
-def borders(last: int, segment: int) -> list[int]:
-    """At most `_BORDERS` segment borders before a step, evenly on a logarithmic scale."""
-    count = (last - 1) // segment
-    return [] if count < 1 else sorted({round(place) * segment for place in np.geomspace(1, count, _BORDERS)})
+def borders(memory: Memory, slide: int, last: int) -> range:
+    """The steps, before a last one, at which an acting memory is passed on.
+
+    Every K steps; a window that slides by `slide` passes on when it is full, which may be some steps later.
+    """
+    segment = memory.segment
+    slide = min(slide, segment) if memory.slides else segment
+    return range(segment, last, -(-segment // slide) * slide)
+
+
+def spread(every: Sequence[int]) -> list[int]:
+    """At most `_BORDERS` of these borders, evenly on a logarithmic scale."""
+    return sorted({every[round(place) - 1] for place in np.geomspace(1, len(every), _BORDERS)}) if every else []
 
 
 def twin_distance(memories: np.ndarray) -> float:
@@ -307,8 +317,8 @@ def examine(options: Options, *, outcomes: Mapping[Case, float] | None = None) -
         raise UserError(f"{run}: {environment.name} has no twins in this task: episodes that differ in one hint only")
     agent = evaluation.agent
     longest = _worth_playing(environment, evaluation)
-    steps = borders(step_limit_of(environment, evaluation, longest), agent.memory.segment)
-    snapshots = Snapshots(agent.memory, steps)
+    every = borders(agent.memory, evaluation.options.slide, step_limit_of(environment, evaluation, longest))
+    snapshots = Snapshots(agent.memory, every, spread(every))
     (twins,) = (
         played[longest] for played in replace(evaluation, cases=[longest]).play_with(snapshots, twins=True).values()
     )
@@ -362,7 +372,7 @@ def reason(found: Mapping[str, Any]) -> str:
         return "no memory"
     if there["distance"] is None:
         return "overflow"
-    if found["pairs"] < ENOUGH_PAIRS or there["fitted_in_training"] is None:
+    if there["pairs"] < ENOUGH_PAIRS or there["fitted_in_training"] is None:
         return "unclear"
     if there["fitted_here"] < GUESSING:
         return "gone"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -521,8 +522,8 @@ def _columns(episode: Any, number: int, name: str) -> dict[str, Any]:
     infos = episode.get("infos", {})
     if not isinstance(infos, Mapping):
         raise UserError(f"{place}: 'infos' are {type(infos).__name__}; give a dict of arrays")
-    if wrong := [key for key in infos if not isinstance(key, str) or not key or set(key) & set("/ \n\t")]:
-        raise UserError(f"{place}: 'infos' has the name {wrong[0]!r}; names are texts without / and spaces")
+    if wrong := [key for key in infos if not isinstance(key, str) or not re.fullmatch(r"[\w.-]*\w[\w.-]*", key)]:
+        raise UserError(f"{place}: 'infos' has the name {wrong[0]!r}; names are letters, digits, _, - and .")
     found["infos"] = {key: _array(values, place, f"{PREFIX}{key}") for key, values in infos.items()}
     for key, values in found["infos"].items():
         if values.shape[:1] != (steps,) or values.dtype.kind not in "biuf":

@@ -54,8 +54,8 @@ def check_entry(entry: Mapping[str, Any], place: str) -> None:
     seeds, commits, day = (entry.get(name, default) for name, default in (("seeds", [0]), ("commit", []), ("date", "")))
     if not _is_list_of(int, seeds) or not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"{place}: 'seeds' is {seeds!r}; must be different seeds, at least one")
-    if not _is_list_of(str, commits) or not isinstance(day, str):
-        raise UserError(f"{place}: 'commit' must be a list of texts and 'date' a text")
+    if not _is_list_of(str, commits) or not isinstance(day, str) or not isinstance(entry.get("command", ""), str):
+        raise UserError(f"{place}: 'commit' must be a list of texts, 'date' a text and 'command' a text")
     count = len(seeds) if "seeds" in entry else None
     for name, values in entry.items():
         if name not in ("seeds", "commit", "date", "command"):

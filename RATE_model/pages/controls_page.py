@@ -137,13 +137,18 @@ class ControlsPage(ABC):
         kept, study = self.kept(), self.study
         _ = self.data  # before several processes try to make it
         document: Document = {}
-        for label, runs in study.run_all(self.options, self.options.models).items():
+        measured_models = study.chosen(self.options.models)
+        for label, runs in study.run_all(self.options, measured_models).items():
             measured = {label: self.of_runs(runs) | training_of(runs)}
             for control, changes in self.controls(label).items():
                 measured[control] = self.of_control(runs, **changes) | provenance(runs)
             command = study.key(label)
             for name, entry in measured.items():
                 document[name] = with_seeds(entry_of(kept, name, command), entry) | {"command": command}
+        for name in kept:
+            if model_of(study, name) in measured_models and name not in document:
+                print(f"note: '{name}' is not on this page any more, and its entry is removed")
+        kept = {name: entry for name, entry in kept.items() if model_of(study, name) not in measured_models}
         document |= self.others(kept)
         document = merged(kept, document, by_model(study, {**kept, **document}))
         self.write(document)

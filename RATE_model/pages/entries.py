@@ -175,7 +175,8 @@ def join_pages(
             outdated = name in joined and not entry_of(joined, name, keys[name])
             if outdated and set(joined[name]["seeds"]) - set(entry["seeds"]):
                 raise UserError(f"{place} would replace seeds that another command made; give another --results_dir")
-            joined = merged(joined, {name: with_seeds(entry, entry_of(joined, name, keys[name]))}, list(keys))
+            both = with_seeds(entry, entry_of(joined, name, keys[name])) | {"command": keys[name]}
+            joined = merged(joined, {name: both}, list(keys))
     return joined
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -107,8 +108,8 @@ def provenance(runs: Sequence[Path]) -> dict[str, Any]:
             found = [
                 (
                     int(start["seed"]),
-                    start["git"]["commit"] if start["git"] else "",
-                    start["started"][: len("2026-01-01")],
+                    str(start["git"]["commit"]) if start["git"] else "",
+                    date.fromisoformat(start["started"][: len("2026-01-01")]).isoformat(),
                 )
                 for start in record["starts"]
             ]

@@ -16,13 +16,14 @@ def origin(document: Mapping[str, Mapping[str, Any]]) -> str:
 
     Entries of older pages have a commit but no date.
     """
-    by_day: dict[str, set[str]] = {}
+    by_days: dict[str, set[str]] = {}
     for entry in document.values():
         if "commit" in entry:
-            by_day.setdefault(entry.get("date", "an unrecorded date"), set()).update(entry["commit"])
+            by_days.setdefault(entry.get("date", "an unrecorded date"), set()).update(entry["commit"])
     phrases = [
-        (f"at commit {', '.join(sorted(commit[:12] for commit in known))} " if known else "") + (f"from {day}" if " to " in day else f"on {day}")
-        for day, known in sorted(by_day.items())
+        (f"at commit {', '.join(sorted(commit[:12] for commit in known))} " if known else "")
+        + (f"from {days}" if " to " in days else f"on {days}")
+        for days, known in sorted(by_days.items())
     ]
     return " and ".join(phrases) or f"on {date.today()}"
 

@@ -245,10 +245,10 @@ class Trainer:
         counts = _counts(learned, windows)
         seen_counts = counts if learned is valid else _counts(valid, windows)
         # Loss of the actions, then of other objectives.
-        none = torch.zeros(1 + len(self._auxiliary_metrics), device=self.model.device)
+        no_loss = torch.zeros(1 + len(self._auxiliary_metrics), device=self.model.device)
         for window, count, seen in zip(windows, counts, seen_counts, strict=True):
             if not seen:
-                logits.append(none.new_zeros(*valid[:, window].shape, self.model.spec.num_actions))
+                logits.append(no_loss.new_zeros(*valid[:, window].shape, self.model.spec.num_actions))
                 continue
             loss, window_logits = self._pass_window(inputs, window, count, states, captured)
             logits.append(window_logits)
@@ -257,7 +257,7 @@ class Trainer:
                 losses.append(loss)
                 weights.append(count)
             self.schedule.count(seen)
-        mean = sum((loss * (count / sum(weights)) for loss, count in zip(losses, weights, strict=True)), start=none)
+        mean = sum((loss * (count / sum(weights)) for loss, count in zip(losses, weights, strict=True)), start=no_loss)
         result = {"train_loss": mean[0], "grad_norm": norm} | dict(zip(self._auxiliary_metrics, mean[1:], strict=True))
         result["lr"] = torch.tensor(self.optimizer.param_groups[0]["lr"])
         if self._metrics is not None:
@@ -286,7 +286,12 @@ class Trainer:
         """The losses (actions first) and logits of a window, part by part.
 
         Accumulates gradients, replaces the parts' `states` by those after the window, and stores what is to be stored.
-        Without steps to learn, `count`, it only does the last two.
+
+        Args:
+            inputs, window: the batch, and the steps of the window.
+            count: steps with a loss in this window, over all parts; 0: no gradients are computed.
+            states: of every part, before the window; None: the initial state.
+            captured: computes losses and gradients, if it is given.
         """
         loss = torch.zeros(1 + len(self._auxiliary_metrics), device=self.model.device)
         logits, border_states = [], []

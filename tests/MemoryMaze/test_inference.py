@@ -117,7 +117,7 @@ def test_a_model_of_another_environment_is_refused(tmp_path, capsys):
 # --- the page of results ---
 
 
-def test_page_has_every_run_and_plays_each_once(played, tmp_path, monkeypatch, capsys):
+def test_page_has_every_run_and_its_controls(played, tmp_path, monkeypatch, capsys):
     data = write_data(tmp_path / "data.h5")
 
     setting = tmp_path / "tiny.yaml"
@@ -170,7 +170,14 @@ def test_page_has_every_run_and_plays_each_once(played, tmp_path, monkeypatch, c
     assert "--ckpt_folder reproduce_rate --start_seed 1 --end_seed 2" in page
     assert str(tmp_path) not in page, "no machine's path"
     assert (tmp_path / "results" / "memory_maze.png").exists()
+    count, table = len(played), tmp_path / "results" / "memory_maze.json"
+    document = json.loads(table.read_text())
+    table.write_text(json.dumps(document | {"LSTM, taken off the page": document["LSTM"]}))
+    capsys.readouterr()
     reproduce.main([*flags, "--models", "LSTM"])
+    assert "note: 'LSTM, taken off the page' is not on this page any more" in capsys.readouterr().out
+    assert list(json.loads(table.read_text())) == list(document)
+    assert len(played) == count + 4, "two seeds of LSTM, and with memory knocked out"
     assert (tmp_path / "results" / "memory_maze.md").read_text().count("\n| RATE |") == page.count("\n| RATE |")
     with pytest.raises(SystemExit, match="2"):
         reproduce.main([*flags, "--models", "LSTM", "--episodes", "3"])

@@ -183,9 +183,10 @@ def test_the_players_of_a_mix_only_label_a_driver(run):
     driven = maze.DataOptions(driver=run, mix=("explorer:0:0.4", "explorer:0.1:0.4", "planner:0:0.2"))
     assert driven.recipe().mix == ("explorer:0:0.8", "planner:0:0.2")
     with pytest.raises(UserError, match="--mix explorer:0.1:0.4: with --driver the agent acts"):
-        driven.check_typed({"mix"})
-    driven.check_typed(set())
-    assert maze.DataOptions().recipe().mix == maze.DEFAULT_MIX
+        driven.validate()
+    default = maze.DataOptions(driver=run)
+    default.validate()
+    assert default.recipe().mix == ("explorer:0:1",) and maze.DataOptions().recipe().mix == maze.DEFAULT_MIX
 
 
 def test_added_data_is_opened_before_any_is_made(tmp_path):

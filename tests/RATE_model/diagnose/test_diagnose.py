@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from RATE_model.data.batch import Batch
 from RATE_model.diagnose import recording as module
 from RATE_model.diagnose.__main__ import _print_bins, main
 from RATE_model.diagnose.imitation import by_step, by_time_since, copying
 from RATE_model.diagnose.probes import Probe, Sample, baseline
 from RATE_model.diagnose.recording import Recording, record, whole_episodes_of
+from RATE_model.diagnose.retention import borders
 from RATE_model.environments.find import environment_of
 from RATE_model.objectives.privileged import Privileged
 from RATE_model.own.api import train
@@ -21,7 +23,7 @@ from RATE_model.own.dataset import Dataset
 from RATE_model.plots.diagnosis import diagnosis_figure
 from tests.RATE_model.own.toys import episodes
 from tests.RATE_model.training.test_stored_states import LENGTHS, make_agent, make_data
-from tests.small_models import K
+from tests.small_models import K, random_inputs
 
 # --- probes ---
 
@@ -130,6 +132,17 @@ def test_recording_equals_acting(tmp_path, monkeypatch, name):
     np.testing.assert_allclose(whole.forgetful_errors[first], whole.errors[first], atol=1e-5)
     assert np.abs(whole.forgetful - whole.predictions)[~first].max() > 1e-4
     assert np.abs(whole.knocked_out - whole.hidden)[~first].max() > 1e-3
+
+
+@pytest.mark.parametrize("slide", [1, 5, 8])
+def test_borders_of_a_sliding_window_are_those_of_acting(slide):
+    agent, found = make_agent("DTXL", mem_len=6).eval(), []
+    observations, actions, rtg = random_inputs(2, 60)
+    valid = torch.ones(2, 60, dtype=torch.bool)
+    batch = Batch(observations, actions, rtg, valid, torch.tensor([60, 60]), torch.arange(2))
+    with torch.inference_mode():
+        module._step_by_step(agent, batch, lambda step, memory: found.append(step) or memory, slide)
+    assert found == list(borders(agent.memory, slide, 60)) and len(found) > 2
 
 
 def test_recording_slides_as_acting_does(tmp_path):

@@ -19,12 +19,13 @@ from RATE_model.diagnose.retention import (
     main,
     reason,
     resized,
+    spread,
     twin_distance,
 )
 from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES
 from RATE_model.memories.recurrent import RecurrentConfig
-from tests.small_models import VECTOR
+from tests.small_models import VECTOR, small_model
 from tests.tmaze_runs import MODES, only_run, train
 from TMaze_new.TMaze_new_src.environment import ENVIRONMENT, TMaze
 
@@ -38,9 +39,26 @@ def test_distances_of_twins_are_relative():
 
 
 def test_borders_are_spaced_by_ratio():
-    found = borders(9600, 10)
+    memory = agent_of("LSTM", context_length=10).memory
+    found = spread(borders(memory, 1, 9600))
     assert found[:3] == [10, 20, 30] and found[-1] == 9590 and len(found) < 29
-    assert borders(10, 10) == [] and borders(11, 10) == [10]
+    assert spread(borders(memory, 1, 10)) == [] and spread(borders(memory, 1, 11)) == [10]
+
+
+@pytest.mark.parametrize("slide", [1, 5, 8, 12, 20])
+def test_borders_are_those_of_acting(slide):
+    """A window that slides passes memory on when it is full again, which may be later than K steps after the last."""
+    agent, found = small_model("DTXL").eval(), []
+    assert agent.memory.segment == 12
+
+    def keep(memory, initial):
+        found.append(step)
+        return memory
+
+    actor = agent.actor(1, target_return=1.0, slide=slide, transform_memory=keep)
+    for step in range(60):  # noqa: B007  `keep` reads it
+        actor.act(np.zeros((1, 4), dtype=np.float32))
+    assert found == list(borders(agent.memory, slide, 60)) and len(found) > 2
 
 
 def memories(step: int, pairs: int = 10) -> np.ndarray:
@@ -101,17 +119,19 @@ def test_numbers_that_are_not_finite_are_not_compared():
 )
 def test_reasons(outcomes, fitted, expected):
     found = {
-        "pairs": 16,
         "measure": "success",
         "trained_case": 9,
         "by_case": [
             {"case": case, "steps": case, "outcome": rate} for case, rate in zip((9, 90), outcomes, strict=True)
         ],
-        "by_step": [] if fitted is None else [{"step": 80} | dict(zip(MEASURES, (fitted[0], *fitted), strict=True))],
+        "by_step": []
+        if fitted is None
+        else [{"step": 80, "pairs": 16} | dict(zip(MEASURES, (fitted[0], *fitted), strict=True))],
     }
     assert reason(found) == expected
     if expected in ("misread", "moved", "gone"):
-        assert reason(found | {"pairs": 8}) == "unclear", "8 rows are guessed right too often"
+        found["by_step"][0]["pairs"] = 8
+        assert reason(found) == "unclear", "8 rows are guessed right too often"
 
 
 def agent_of(memory: str, **changes: Any) -> Agent:
@@ -158,7 +178,7 @@ def test_a_memory_acts_with_more_room():
 
 def test_snapshots_keep_the_memory_at_borders():
     memory = agent_of("LSTM").memory
-    snapshots, state = Snapshots(memory, [10]), memory.initial(2)
+    snapshots, state = Snapshots(memory, [5, 10, 15], [10]), memory.initial(2)
     assert all(snapshots(state, state) is state for _ in range(3))
     assert list(snapshots.found) == [10] and snapshots.found[10].shape == (2, 12)
 

@@ -129,6 +129,7 @@ def test_a_start_that_did_not_end_has_no_results(tmp_path):
         ("environment.json", '{"starts": []}', "'starts' are not those of a run"),
         ("environment.json", '{"starts": 3}', "'starts' are not those of a run"),
         ("environment.json", '{"starts": [{}]}', "'starts' are not those of a run"),
+        ("environment.json", '{"starts": [{"seed": 1, "git": null, "started": ["2026"]}]}', "'starts' are not those"),
     ],
 )
 def test_damaged_files_of_a_finished_run_are_reported_before_training(file, text, words, tmp_path):
