@@ -113,7 +113,7 @@ class DataOptions(DAggerOptions):
             )
 
     @property
-    def players(self) -> tuple[str, ...]:
+    def mix_of_recipe(self) -> tuple[str, ...]:
         """The mix. With a driver the players only label, so just their experts and shares count."""
         if self.driver is None:
             return self.mix
@@ -124,7 +124,7 @@ class DataOptions(DAggerOptions):
 
     def recipe(self) -> Recipe:
         """The recipe of the data."""
-        return Recipe(self.size, self.steps, self.players, self.perturbation, self.driver_choice)
+        return Recipe(self.size, self.steps, self.mix_of_recipe, self.perturbation, self.driver_choice)
 
 
 class MemoryMazeData(DataMaker[DataOptions]):
@@ -141,7 +141,7 @@ class MemoryMazeData(DataMaker[DataOptions]):
 
     def file_name(self, options: DataOptions) -> str:
         """Named by maze and players."""
-        mix = "_".join(word.replace(":", "-") for word in options.players)
+        mix = "_".join(word.replace(":", "-") for word in options.mix_of_recipe)
         parts = [f"memory_maze_{options.size}x{options.size}", mix]
         if options.steps != DataOptions.steps:
             parts.append(f"steps{options.steps}")

@@ -145,10 +145,10 @@ class ControlsPage(ABC):
             command = study.key(label)
             for name, entry in measured.items():
                 document[name] = with_seeds(entry_of(kept, name, command), entry) | {"command": command}
-        for name in kept:
-            if model_of(study, name) in measured_models and name not in document:
-                print(f"note: '{name}' is not on this page any more, and its entry is removed")
-        kept = {name: entry for name, entry in kept.items() if model_of(study, name) not in measured_models}
+        replaced = {name for name in kept if model_of(study, name) in measured_models}
+        for name in sorted(replaced - document.keys()):
+            print(f"note: '{name}' is not on this page any more, and its entry is removed")
+        kept = {name: entry for name, entry in kept.items() if name not in replaced}
         document |= self.others(kept)
         document = merged(kept, document, by_model(study, {**kept, **document}))
         self.write(document)

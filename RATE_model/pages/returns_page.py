@@ -114,7 +114,7 @@ class ReturnsPage:
             [
                 label.removeprefix(beginning),
                 cell(entry["return"], self.digits),
-                *([f"{np.mean(entry['return']) / of_data:.2f}"] if part.ratio else []),
+                *([f"{np.mean(entry['return']) / of_data:.2f}" if of_data > 0 else ""] if part.ratio else []),
                 *(column(part.name, entry) for column in self.columns.values()),
             ]
             for label, entry in entries.items()

@@ -91,12 +91,13 @@ class SuccessPage:
             directories = self.study.run_all(options, options.models)
             document: Document = {}
             for label, runs in directories.items():
-                document[label] = self.of_runs(runs)
-                for words, control in self.controls.items():
-                    if label in control.models:
-                        document[f"{label}, {words}"] = self.controlled(runs, control, options)
-                made = {"command": self.study.key(label)}
-                document |= {name: entry | made for name, entry in document.items() if "command" not in entry}
+                measured = {label: self.of_runs(runs)} | {
+                    f"{label}, {words}": self.controlled(runs, control, options)
+                    for words, control in self.controls.items()
+                    if label in control.models
+                }
+                command = self.study.key(label)
+                document |= {name: entry | {"command": command} for name, entry in measured.items()}
             document |= {label: make() for label, make in self.others.items() if label not in kept}
             document = merged(kept, document, self.labels)
             self.write(document, options)

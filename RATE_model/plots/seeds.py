@@ -73,7 +73,6 @@ def seeds_figure(groups: Groups, metrics: Sequence[str]) -> Figure:
         panels = figure.subplots(len(metrics), 1, sharex=True, squeeze=False)[:, 0]
         several = False  # whether any curve is a mean
         for axes, name in zip(panels, metrics, strict=True):
-            positive = True
             for number, (label, runs) in enumerate(groups.items()):
                 steps, values = curves_of(list(runs.values()), name)
                 if not len(steps):
@@ -86,11 +85,10 @@ def seeds_figure(groups: Groups, metrics: Sequence[str]) -> Figure:
                     several = True
                     low, high = interval_of(values)
                     axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
-                positive &= bool((values > 0).all())
             axes.set_ylabel(name.replace("_", " "))
             axes.grid(axis="y")
             axes.margins(x=0.02)
-            if "loss" in name and positive:
+            if "loss" in name:
                 logarithmic_if_wide(axes)
         panels[-1].set_xlabel("optimizer step")
         if several:

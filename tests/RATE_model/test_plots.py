@@ -18,6 +18,7 @@ from RATE_model.plots.curves import curves_figure, read_metrics
 from RATE_model.plots.gates import gates_figure
 from RATE_model.plots.memory import memory_figure, memory_tokens, principal_plane, similarity_to_first
 from RATE_model.plots.returns import returns_figure
+from RATE_model.plots.seeds import seeds_figure
 from RATE_model.plots.style import logarithmic_if_wide, save
 from RATE_model.plots.success import panels_figure, success_figure
 from tests.small_models import K, random_inputs, small_model
@@ -158,6 +159,12 @@ def test_curves_are_the_metrics_against_the_step(tmp_path):
 
 
 def test_losses_that_span_a_decade_have_a_logarithmic_axis():
+    rows = [{"step": 10, "train_loss": 1.0}, {"step": 20, "train_loss": 0.05}]
+    for figure in (
+        curves_figure({"run": rows}, ["train_loss"]),
+        seeds_figure({"run": {"1": rows, "2": rows}}, ["train_loss"]),
+    ):
+        assert figure.axes[0].get_yscale() == "log"
     scales = []
     for values in ([1.0, 0.1], [1.0, 0.2], [1.0, 0.0], [1.0, -1.0]):
         axes = Figure().subplots()

@@ -48,6 +48,7 @@ def test_the_mean_covers_only_steps_of_all_runs(runs):
     drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert drawn["GRU (3 seeds)"] == [[10, 2], [20, 1]]
     assert drawn["RATE (3 seeds)"][:2] == [[10, 3], [20, 1]] and drawn["RATE (3 seeds)"][-1][0] == 31
+    assert axes.get_yscale() == "linear", "less than a decade"
 
 
 def test_steps_between_are_interpolated():
